@@ -1,0 +1,1 @@
+"""The public Xen ABI as data: numbers, flags and structures. Imports nothing else of Xenolith."""

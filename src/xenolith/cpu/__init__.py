@@ -1,0 +1,1 @@
+"""CPU engines: they execute guest instructions, report exits and know nothing of Xen."""

@@ -1,0 +1,1 @@
+"""The hypervisor core: domains, frames, page tables, events, grants, time, scheduling, policy."""

@@ -1,0 +1,1 @@
+"""The physical machine under the hypervisor: RAM, clock, buses, firmware tables and devices."""

@@ -1,0 +1,1 @@
+"""Models of the devices of a PC."""

@@ -1,0 +1,1 @@
+"""Observers: they subscribe to the layers and change none of them."""
