@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from xenolith.abi.types import U8, U16, U32, U64, Handle, Struct, Union, layout
+from xenolith.abi.physdev import PhysdevPciDevice
+from xenolith.abi.types import U16, U32, U64, Handle, Struct, Union, layout
 
 MEMOP_EXTENT_SHIFT: Final = 6
 """Bits of memory_op's first argument that are the sub-operation; the rest is the extent to continue at."""
@@ -201,13 +202,7 @@ class XenReservedDeviceMemoryMap(Struct):
 
     @layout()
     class Dev(Union):
-        @layout()
-        class Pci(Struct):
-            seg: U16
-            bus: U8
-            devfn: U8
-
-        pci: Pci
+        pci: PhysdevPciDevice
 
     flags: U32
     nr_entries: U32
