@@ -1,0 +1,142 @@
+"""The protocol between the hypervisor and whatever executes guest instructions.
+
+An engine owns the physical processor's view: it runs one virtual processor (`Cpu`) at CPL 3 on page tables that somebody
+else has validated, and calls an `ExitHandler` whenever the guest does something that it cannot do by itself. The handler
+changes the registers and returns; the guest goes on from there. An engine knows nothing of Xen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One loaded segment: selector, base (bytes), limit (bytes) and the descriptor's high word (attributes)."""
+
+    selector: int
+    base: int
+    limit: int
+    attributes: int
+
+
+class Cpu(Protocol):
+    """The state of one virtual processor. Valid to read and write whether or not it is the one that runs.
+
+    `regs` must be fetched anew after a switch: it is the live register file only while this processor runs.
+    """
+
+    regs: memoryview
+
+    @property
+    def flags(self) -> int:
+        """RFLAGS."""
+
+    @flags.setter
+    def flags(self, value: int) -> None: ...
+
+    @property
+    def fs_base(self) -> int: ...
+    @fs_base.setter
+    def fs_base(self, value: int) -> None: ...
+    @property
+    def gs_base(self) -> int: ...
+    @gs_base.setter
+    def gs_base(self, value: int) -> None: ...
+    @property
+    def task_switched(self) -> bool:
+        """CR0.TS: the next FPU instruction raises #NM."""
+
+    @task_switched.setter
+    def task_switched(self, value: bool) -> None: ...
+
+    def selector(self, segment: int) -> int:
+        """The selector that segment register `segment` (ES..GS) holds."""
+
+    def load_segment(self, segment: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        """Load a segment register with a selector and the descriptor that it names, without any check."""
+
+    def set_descriptor_tables(self, gdt_base: int, gdt_limit: int, ldt_base: int, ldt_limit: int) -> None:
+        """Where the processor finds its GDT and LDT: virtual addresses and limits in bytes (LDT limit 0: none)."""
+
+    def debug_register(self, number: int) -> int: ...
+    def set_debug_register(self, number: int, value: int) -> None: ...
+
+    def fpu_state(self) -> bytes:
+        """The floating point and vector state in FXSAVE format (512 bytes)."""
+
+    def set_fpu_state(self, state: bytes) -> None: ...
+
+
+class ExitHandler(Protocol):
+    """What an engine asks of its owner. Each call runs with the exiting processor's state current."""
+
+    def on_syscall(self) -> None:
+        """SYSCALL was executed; RIP is after it."""
+
+    def on_sysenter(self) -> None:
+        """SYSENTER was executed; RIP is after it."""
+
+    def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
+        """An exception; RIP at the faulting instruction, after it for INT n (`software`) and traps. `address` is CR2."""
+
+    def on_port_in(self, port: int, size: int) -> int:
+        """IN of `size` bytes; RIP at the instruction."""
+
+    def on_port_out(self, port: int, size: int, value: int) -> None: ...
+
+    def on_cpuid(self) -> None:
+        """CPUID was executed: put the answer into RAX, RBX, RCX and RDX."""
+
+    def on_rdtsc(self) -> int:
+        """The time stamp counter's value, for RDTSC and RDTSCP."""
+
+    def on_failure(self, reason: str) -> None:
+        """The engine cannot execute what the guest asks for."""
+
+
+class Engine(Protocol):
+    """A physical processor that runs one `Cpu` at a time."""
+
+    name: str
+
+    def create_cpu(self) -> Cpu: ...
+    def switch_to(self, cpu: Cpu) -> None:
+        """Make `cpu` the one that runs. The caller loads its root afterwards."""
+
+    def run(self, handler: ExitHandler) -> None:
+        """Execute the current processor until `stop` or `kick`."""
+
+    def stop(self) -> None:
+        """From within a handler: `run` returns when the handler does."""
+
+    def kick(self) -> None:
+        """From any thread: `run` returns soon."""
+
+    def set_work_limit(self, units: int | None) -> None:
+        """Stop after so many units of executed work (bytes of code), for virtual time; None: no limit."""
+
+    def work_done(self) -> int:
+        """Units of work executed since the engine started; 0 where `set_work_limit` was never given."""
+
+    def load_root(self, maddr: int) -> None:
+        """Use the L4 table at `maddr` and forget all cached translations."""
+
+    def flush_all(self) -> None:
+        """Forget all cached translations."""
+
+    def flush_page(self, vaddr: int) -> None:
+        """Forget the translation of one page."""
+
+    def invalidate_code(self, maddr: int, size: int) -> None:
+        """The memory at `maddr` was changed from outside the guest and may hold code that was executed."""
+
+    def map_mmio(
+        self, maddr: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        """Route guest accesses to machine addresses outside RAM to callbacks (offset, size[, value])."""
+
+    def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """What the processor can really do: EAX, EBX, ECX, EDX of a CPUID leaf before any policy."""

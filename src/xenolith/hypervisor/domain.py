@@ -1,0 +1,62 @@
+"""A domain: its memory, vCPUs, tables and capabilities. dom0 is one of these with more capabilities, nothing else."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from enum import Flag, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.events import EventChannels
+    from xenolith.hypervisor.grants import GrantTable
+    from xenolith.hypervisor.vcpu import Vcpu
+
+
+class Capability(Flag):
+    """What a domain may do beyond its own affairs. Any domain can be given any of them."""
+
+    NONE = 0
+    CONTROL = auto()
+    """Act on other domains: build, inspect, pause and destroy them."""
+    HARDWARE = auto()
+    """Ports, device memory, interrupts and power of the machine."""
+    CONSOLE = auto()
+    """Read and write the hypervisor's own console and log."""
+    STORE = auto()
+    """Serve xenstore: learn of domains that come and go."""
+    ALL = CONTROL | HARDWARE | CONSOLE | STORE
+
+
+@dataclass(eq=False)
+class Domain:
+    """One domain. Sizes are frames; `shared_info_mfn` is the frame of its struct shared_info."""
+
+    domid: int
+    name: str
+    max_frames: int
+    capabilities: Capability = Capability.NONE
+    handle: uuid.UUID = field(default_factory=uuid.uuid4)
+    shared_info_mfn: int = 0
+    vcpus: list[Vcpu] = field(default_factory=list)
+    tot_frames: int = 0
+    pause_count: int = 0
+    is_dying: bool = False
+    shutdown_code: int | None = None
+    crash_reason: str = ""
+    vm_assist: int = 0
+    time_offset_s: int = 0
+    weight: int = 256
+    perdomain_l3_mfn: int = 0
+    pirq_eoi_mfn: int = 0
+    suspend_port: int = 0
+    port_ranges: list[tuple[int, int]] = field(default_factory=list)
+    iomem_ranges: list[tuple[int, int]] = field(default_factory=list)
+    events: EventChannels = field(init=False)
+    grants: GrantTable = field(init=False)
+
+    def __repr__(self) -> str:
+        return f"d{self.domid}"
+
+    def can(self, capability: Capability) -> bool:
+        return capability in self.capabilities

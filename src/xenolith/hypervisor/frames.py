@@ -1,0 +1,256 @@
+"""The frame table: who owns each machine frame, how often it is referenced, and as what it is used.
+
+The rules are Xen's (xen/include/asm-x86/mm.h explains them): a frame has a total reference count and a type with a count
+of its own. While the type count is above zero the type cannot change, so a page table, a descriptor table and a writable
+page exclude each other. The table is plain arrays, so that whole page tables are checked by vector operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from xenolith.abi.errno import EINVAL, ENOMEM, XenError
+from xenolith.machine.ram import Ram
+
+NOBODY: Final = -1
+"""Owner of a free frame."""
+NOT_RAM: Final = -2
+"""Owner of a frame number behind which there is no memory."""
+
+TYPE_NONE: Final = 0
+TYPE_L1: Final = 1
+TYPE_L2: Final = 2
+TYPE_L3: Final = 3
+TYPE_L4: Final = 4
+TYPE_SEG_DESC: Final = 5
+TYPE_SHARED: Final = 6
+TYPE_WRITABLE: Final = 7
+TYPE_NAMES: Final = ("none", "L1", "L2", "L3", "L4", "segment descriptors", "shared", "writable")
+
+FLAG_ALLOCATED: Final = 1
+"""The owner's own reference, which it gives up when it gives the frame back."""
+FLAG_PINNED: Final = 2
+FLAG_EXECUTABLE: Final = 4
+"""The frame was mapped executable since it was allocated: an engine may hold translated code of it."""
+FLAG_SCRUB: Final = 8
+"""The frame holds old contents and is cleared before it is given to anybody."""
+
+_REFILL: Final = 512
+
+
+class FrameTable:
+    """Owner, counts, type and flags of every frame of `ram`. All frames start as NOT_RAM; `add_ram` makes them free.
+
+    `validate` and `devalidate` are called with (mfn, type) when a frame becomes, or stops being, a page table or
+    descriptor table; `validate` raises XenError to refuse. `flush` forgets all cached translations of the processor.
+    """
+
+    def __init__(self, ram: Ram) -> None:
+        self.ram = ram
+        self.total = ram.frames
+        self.owners: npt.NDArray[np.int32] = np.full(self.total, NOT_RAM, np.int32)
+        self.counts: npt.NDArray[np.uint32] = np.zeros(self.total, np.uint32)
+        self.types: npt.NDArray[np.uint8] = np.zeros(self.total, np.uint8)
+        self.type_counts: npt.NDArray[np.uint32] = np.zeros(self.total, np.uint32)
+        self.all_flags: npt.NDArray[np.uint8] = np.zeros(self.total, np.uint8)
+        self.stale_epochs: npt.NDArray[np.uint32] = np.zeros(self.total, np.uint32)
+        self.owner = memoryview(self.owners)
+        self.count = memoryview(self.counts)
+        self.type = memoryview(self.types)
+        self.type_count = memoryview(self.type_counts)
+        self.flags = memoryview(self.all_flags)
+        self.stale_epoch = memoryview(self.stale_epochs)
+        self.epoch = 1
+        self.free_frames = 0
+        self._pool: list[int] = []
+        self._cursor = 0
+        self.validate: Callable[[int, int], None] = lambda mfn, kind: None
+        self.devalidate: Callable[[int, int], None] = lambda mfn, kind: None
+        self.flush: Callable[[], None] = lambda: None
+        self.invalidate_code: Callable[[int, int], None] = lambda maddr, size: None
+        self.on_free: Callable[[int, int], None] = lambda mfn, domid: None
+
+    # -- allocation ---------------------------------------------------------------------------------------------------
+
+    def add_ram(self, first: int, count: int) -> None:
+        """Frames `first` to `first + count - 1` are memory that may be given out."""
+        self.owners[first : first + count] = NOBODY
+        self.free_frames += count
+
+    def allocate(self, domid: int, count: int) -> list[int]:
+        """Take `count` frames, in ascending order where they are free so, and make `domid` their owner.
+
+        Raises XenError(ENOMEM) and takes none if there are not enough.
+        """
+        if count > self.free_frames:
+            raise XenError(ENOMEM, f"{count} frames asked for, {self.free_frames} free")
+        mfns = self._take(count)
+        self._own(np.array(mfns, np.int64), domid)
+        return mfns
+
+    def _take(self, count: int) -> list[int]:
+        if count > _REFILL:
+            taken = np.flatnonzero(self.owners == NOBODY)[:count].tolist()
+            self._pool.clear()
+            return taken
+        taken = []
+        while len(taken) < count:
+            if not self._pool:
+                self._refill()
+            mfn = self._pool.pop()
+            if self.owner[mfn] == NOBODY:
+                taken.append(mfn)
+                self.owner[mfn] = NOT_RAM  # so that a stale second pool entry cannot be taken as well
+        return taken
+
+    def _refill(self) -> None:
+        window = 1 << 16
+        for _ in range(self.total // window + 2):
+            end = min(self._cursor + window, self.total)
+            found = np.flatnonzero(self.owners[self._cursor : end] == NOBODY)
+            if len(found):
+                found = found[:_REFILL] + self._cursor
+                self._cursor = int(found[-1]) + 1
+                self._pool = found[::-1].tolist()
+                return
+            self._cursor = end if end < self.total else 0
+        raise AssertionError("free frame count and owners disagree")
+
+    def allocate_contiguous(self, domid: int, order: int, highest: int) -> list[int]:
+        """Take 2**order adjacent frames, aligned to their size and at or below frame `highest`.
+
+        Raises XenError(ENOMEM) where there is no such run.
+        """
+        size = 1 << order
+        limit = min(self.total, highest + 1) >> order
+        runs = (self.owners[: limit << order] == NOBODY).reshape(limit, size).all(axis=1)
+        found = np.flatnonzero(runs)
+        if not len(found):
+            raise XenError(ENOMEM, f"no free run of {size} frames below {highest:#x}")
+        first = int(found[-1]) << order
+        mfns = np.arange(first, first + size)
+        self._own(mfns, domid)
+        result: list[int] = mfns.tolist()
+        return result
+
+    def _own(self, mfns: npt.NDArray[np.int64], domid: int) -> None:
+        dirty = mfns[(self.all_flags[mfns] & FLAG_SCRUB) != 0]
+        for mfn in dirty.tolist():
+            self._scrub(mfn)
+        self.owners[mfns] = domid
+        self.counts[mfns] = 1
+        self.types[mfns] = TYPE_NONE
+        self.type_counts[mfns] = 0
+        self.all_flags[mfns] = FLAG_ALLOCATED
+        self.free_frames -= len(mfns)
+        if len(mfns) and int(self.stale_epochs[mfns].max()) == self.epoch:
+            self.flush()
+
+    def _scrub(self, mfn: int) -> None:
+        self.ram.clear(mfn)
+        if self.flags[mfn] & FLAG_EXECUTABLE:
+            self.invalidate_code(mfn << 12, 4096)
+
+    def release_allocation(self, mfn: int) -> None:
+        """Drop the owner's own reference; the frame becomes free when nobody else refers to it.
+
+        Raises XenError(EINVAL) if it was dropped before.
+        """
+        if not self.flags[mfn] & FLAG_ALLOCATED:
+            raise XenError(EINVAL, f"frame {mfn:#x} was given back before")
+        self.flags[mfn] &= ~FLAG_ALLOCATED & 0xFF
+        self.put_page(mfn)
+
+    def owned_by(self, domid: int) -> list[int]:
+        """All frames of a domain, in ascending order."""
+        found: list[int] = np.flatnonzero(self.owners == domid).tolist()
+        return found
+
+    # -- reference counts ----------------------------------------------------------------------------------------------
+
+    def get_page(self, mfn: int, domid: int) -> bool:
+        """Take a reference if `mfn` is memory that `domid` owns."""
+        if 0 <= mfn < self.total and self.owner[mfn] == domid and self.count[mfn]:
+            self.count[mfn] += 1
+            return True
+        return False
+
+    def put_page(self, mfn: int) -> None:
+        """Give a reference back; the last one frees the frame."""
+        left = self.count[mfn] - 1
+        self.count[mfn] = left
+        if not left:
+            domid = self.owner[mfn]
+            self.owner[mfn] = NOBODY
+            self.type[mfn] = TYPE_NONE
+            self.flags[mfn] = (self.flags[mfn] & FLAG_EXECUTABLE) | FLAG_SCRUB
+            self.stale_epoch[mfn] = self.epoch
+            self.free_frames += 1
+            self.on_free(mfn, domid)
+
+    def get_page_type(self, mfn: int, kind: int) -> None:
+        """Take a type reference. The caller holds a reference to the frame.
+
+        Raises XenError(EINVAL) if the frame is in use as something else, or what `validate` raises.
+        """
+        if self.type_count[mfn]:
+            if self.type[mfn] != kind:
+                raise XenError(
+                    EINVAL,
+                    f"frame {mfn:#x} is in use as {TYPE_NAMES[self.type[mfn]]} ({self.type_count[mfn]} uses), "
+                    f"not free to be {TYPE_NAMES[kind]}",
+                )
+            self.type_count[mfn] += 1
+            return
+        if kind != TYPE_WRITABLE and self.stale_epoch[mfn] == self.epoch:
+            self.flush()
+        self.type[mfn] = kind
+        self.type_count[mfn] = 1
+        if kind <= TYPE_SEG_DESC:
+            try:
+                self.validate(mfn, kind)
+            except XenError:
+                self.type_count[mfn] = 0
+                self.type[mfn] = TYPE_NONE
+                raise
+
+    def put_page_type(self, mfn: int) -> None:
+        """Give a type reference back; the last one of a table gives back what its entries refer to."""
+        left = self.type_count[mfn] - 1
+        if not left:
+            kind = self.type[mfn]
+            if kind == TYPE_WRITABLE:
+                self.stale_epoch[mfn] = self.epoch
+            elif kind <= TYPE_SEG_DESC:
+                self.devalidate(mfn, kind)
+        self.type_count[mfn] = left
+
+    def get_page_and_type(self, mfn: int, domid: int, kind: int) -> None:
+        """Both references, or XenError(EINVAL) and neither."""
+        if not self.get_page(mfn, domid):
+            raise XenError(EINVAL, f"frame {mfn:#x} {self.describe_owner(mfn)}, not to domain {domid}")
+        try:
+            self.get_page_type(mfn, kind)
+        except XenError:
+            self.put_page(mfn)
+            raise
+
+    def put_page_and_type(self, mfn: int) -> None:
+        self.put_page_type(mfn)
+        self.put_page(mfn)
+
+    def flushed(self) -> None:
+        """The processor has just forgotten all translations: nothing noted before this is stale any more."""
+        self.epoch = (self.epoch + 1) & 0xFFFFFFFF
+
+    def describe_owner(self, mfn: int) -> str:
+        """Words for error messages."""
+        if not 0 <= mfn < self.total or self.owner[mfn] == NOT_RAM:
+            return "is no memory"
+        if self.owner[mfn] == NOBODY:
+            return "is free"
+        return f"belongs to domain {self.owner[mfn]}"

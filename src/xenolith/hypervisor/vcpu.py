@@ -1,0 +1,104 @@
+"""A virtual processor as Xen keeps it: traps, roots, callbacks, timers, runstate and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from xenolith.abi.vcpu import RUNSTATE_offline
+
+if TYPE_CHECKING:
+    from xenolith.cpu.engine import Cpu
+    from xenolith.hypervisor.domain import Domain
+
+UPCALL_PENDING: Final = 0
+UPCALL_MASK: Final = 1
+PENDING_SEL: Final = 8
+INFO_CR2: Final = 16
+INFO_TIME: Final = 32
+"""Offsets in struct vcpu_info (public/xen.h)."""
+
+
+@dataclass(slots=True)
+class Gate:
+    """A guest's handler for one trap (struct trap_info): `address` 0 means none."""
+
+    address: int = 0
+    selector: int = 0
+    dpl: int = 0
+    masks_events: bool = False
+
+
+@dataclass(slots=True)
+class Callback:
+    """An entry point registered by callback_op."""
+
+    address: int = 0
+    masks_events: bool = False
+
+
+@dataclass(slots=True)
+class Runstate:
+    state: int = RUNSTATE_offline
+    entered_ns: int = 0
+    times_ns: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    area_vaddr: int = 0
+
+
+@dataclass(eq=False)
+class Vcpu:
+    """One vCPU of `domain`. `info_maddr` is where its struct vcpu_info lies in machine memory.
+
+    Times are nanoseconds of system time; 0 means that a timer is not set.
+    """
+
+    domain: Domain
+    vcpu_id: int
+    cpu: Cpu
+    info_maddr: int
+
+    initialised: bool = False
+    down: bool = True
+    blocked: bool = False
+    polling: bool = False
+    poll_ports: tuple[int, ...] = ()
+    poll_deadline_ns: int = 0
+    pause_count: int = 0
+
+    kernel_mode: bool = True
+    kernel_root: int = 0
+    user_root: int = 0
+    kernel_sp: int = 0
+    kernel_ss: int = 0
+    syscall_masks_events: bool = False
+    other_gs_base: int = 0
+    """The GS base of the mode that the vCPU is not in (what swapgs would bring)."""
+    iopl: int = 0
+    traps: list[Gate] = field(default_factory=lambda: [Gate() for _ in range(256)])
+    has_trap_table: bool = False
+    callbacks: dict[int, Callback] = field(default_factory=dict)
+    nmi_pending: bool = False
+    gdt_mfns: list[int] = field(default_factory=list)
+    gdt_entries: int = 0
+    ldt_base: int = 0
+    ldt_entries: int = 0
+    ldt_mfns: dict[int, int] = field(default_factory=dict)
+    cr4: int = 0
+    debug: list[int] = field(default_factory=lambda: [0] * 8)
+
+    info_registered: bool = False
+    time_version: int = 0
+    runstate: Runstate = field(default_factory=Runstate)
+    periodic_ns: int = 0
+    periodic_next_ns: int = 0
+    singleshot_ns: int = 0
+    timer_op_ns: int = 0
+    vruntime_ns: int = 0
+    hypercall_count: int = 0
+
+    def __repr__(self) -> str:
+        return f"d{self.domain.domid}v{self.vcpu_id}"
+
+    @property
+    def runnable(self) -> bool:
+        return not (self.down or self.blocked or self.pause_count or self.domain.pause_count or self.domain.is_dying)
