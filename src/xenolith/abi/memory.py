@@ -107,6 +107,13 @@ class XenMemoryExchange(Struct):
 
 
 @layout()
+class XenMemoryDomain(Struct):
+    """Which domain's current or greatest number of pages to tell."""
+
+    domid: U16
+
+
+@layout()
 class XenMachphysMfnList(Struct):
     """The first frame of each 2 MiB extent of the machine-to-physical table."""
 
