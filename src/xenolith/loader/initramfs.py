@@ -1,0 +1,209 @@
+"""The first file system of a Linux guest: busybox, modules, the user's files, and an init that runs a command."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from xenolith.errors import UserError
+from xenolith.loader import cpio
+from xenolith.loader.modules import Module, ModuleTree
+
+EXIT_MARKER: Final = "xenolith: exit status "
+"""What init prints on the console before the number, when the command has ended and before it powers off."""
+
+_EXIT_LINE: Final = re.compile(re.escape(EXIT_MARKER) + r"(\d{1,3})\s*$")
+_COMMAND: Final = "etc/xenolith/command"
+_MODULES: Final = "etc/xenolith/modules"
+
+_INIT: Final = """\
+#!/bin/busybox sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
+/bin/busybox mkdir -p /proc /sys /dev /run /tmp /root /sbin /usr/bin /usr/sbin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev 2>/dev/null || { mount -t tmpfs dev /dev && mdev -s; }
+mkdir -p /dev/pts
+mount -t devpts devpts /dev/pts 2>/dev/null
+mount -t tmpfs run /run
+while read -r module; do insmod "/lib/modules/$(uname -r)/$module"; done < /etc/xenolith/modules
+[ -d /proc/xen ] && mount -t xenfs xenfs /proc/xen 2>/dev/null
+name=guest
+grep -q control_d /proc/xen/capabilities 2>/dev/null && name=dom0
+hostname "$name"
+if [ -e /etc/xenolith/command ]; then
+    sh /etc/xenolith/command
+    status=$?
+    sync
+    echo "@MARKER@$status"
+else
+    cat /etc/motd
+    cd /root
+    PS1="$name:\\\\w# " setsid cttyhack sh
+    echo "The shell has ended: powering off."
+fi
+poweroff -f
+""".replace("@MARKER@", EXIT_MARKER)
+
+_MOTD: Final = """
+This is a Linux kernel on Xenolith, with busybox around it. 'exit' or 'poweroff -f' ends it.
+
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraFile:
+    """A file or directory of the host and the absolute path that it gets in the guest."""
+
+    source: Path
+    destination: str
+
+    @classmethod
+    def parse(cls, text: str) -> ExtraFile:
+        """Read "SRC:DST" or "SRC" (then DST is the same path). UserError if DST is not absolute."""
+        source, _, destination = text.partition(":")
+        destination = destination or os.path.abspath(source)
+        if not source or not destination.startswith("/"):
+            raise UserError(
+                f"'{text}' does not name a file and its place in the guest", "write SRC:DST, with DST beginning with /"
+            )
+        return cls(Path(source), destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Initramfs:
+    """What goes into a ramdisk.
+
+    `busybox` is a statically linked busybox for x86-64. `modules` are loaded at boot, in this order, each after
+    what it needs; they come from `module_tree`. `command` is a shell command whose exit status is reported on the
+    console (see `exit_status`) before the guest powers off; without one there is a shell on the console.
+    """
+
+    busybox: Path
+    command: str | None = None
+    modules: tuple[str, ...] = ()
+    module_tree: ModuleTree | None = None
+    files: tuple[ExtraFile, ...] = ()
+
+    def build(self) -> bytes:
+        """The ramdisk: an uncompressed cpio archive, which a kernel under emulation unpacks quickest.
+
+        UserError if something that belongs into it cannot be had.
+        """
+        entries: dict[str, cpio.Entry] = {}
+        for entry in self._entries():
+            _insert(entries, entry)
+        return cpio.write(entries.values())
+
+    def _entries(self) -> Iterator[cpio.Entry]:
+        yield cpio.device("dev/console", 5, 1)
+        yield cpio.device("dev/null", 1, 3, 0o666)
+        yield cpio.file("bin/busybox", _read(self.busybox), 0o755)
+        yield cpio.symlink("bin/sh", "busybox")
+        yield cpio.file("init", _INIT.encode(), 0o755)
+        yield cpio.file("etc/motd", _MOTD.encode())
+        yield cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+        yield cpio.file("etc/group", b"root:x:0:\n")
+        yield cpio.directory("root", 0o700)
+        yield cpio.directory("tmp", 0o1777)
+        if self.command is not None:
+            yield cpio.file(_COMMAND, self.command.encode("utf-8", "surrogateescape") + b"\n")
+        yield from self._module_entries()
+        for extra in self.files:
+            yield from _extra_entries(extra)
+
+    def _module_entries(self) -> Iterator[cpio.Entry]:
+        modules = self._closure()
+        if self.module_tree is not None:
+            base = f"lib/modules/{self.module_tree.version}"
+            paths = {module.name: module.path for module in modules}
+            for module in modules:
+                yield cpio.file(f"{base}/{module.path}", module.data)
+            yield cpio.file(f"{base}/modules.dep", "".join(_dep_line(module, paths) for module in modules).encode())
+        yield cpio.file(_MODULES, "".join(f"{module.path}\n" for module in modules).encode())
+
+    def _closure(self) -> list[Module]:
+        if not self.modules:
+            return []
+        if self.module_tree is None:
+            raise UserError(
+                f"there are no modules to take '{self.modules[0]}' from",
+                "name a kernel that was brought by 'xenolith pull', which brings its modules too",
+            )
+        return self.module_tree.closure(self.modules)
+
+
+def exit_status(line: str) -> int | None:
+    """The exit status of the command if this console line reports it (0–255), else None."""
+    found = _EXIT_LINE.search(line)
+    return int(found[1]) if found and int(found[1]) < 256 else None
+
+
+def _dep_line(module: Module, paths: dict[str, str]) -> str:
+    """A line of modules.dep, so that modprobe works in the guest."""
+    return f"{module.path}: {' '.join(paths[name] for name in module.depends if name in paths)}\n"
+
+
+def _insert(entries: dict[str, cpio.Entry], entry: cpio.Entry) -> None:
+    """Add an entry and the directories above it; a later file replaces an earlier one of the same name."""
+    for parent in reversed(_parents(entry.name)):
+        if not stat.S_ISDIR(entries.setdefault(parent, cpio.directory(parent)).mode):
+            raise UserError(f"/{entry.name} cannot be put into the ramdisk: /{parent} is not a directory")
+    present = entries.get(entry.name)
+    if present is not None and stat.S_ISDIR(present.mode) != stat.S_ISDIR(entry.mode):
+        raise UserError(f"/{entry.name} cannot be both a file and a directory in the ramdisk")
+    entries[entry.name] = entry
+
+
+def _parents(name: str) -> list[str]:
+    """The directories above `name`, nearest first."""
+    parents = []
+    while name := posixpath.dirname(name):
+        parents.append(name)
+    return parents
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be put into the ramdisk: {error.strerror}") from None
+
+
+def _extra_entries(extra: ExtraFile) -> Iterator[cpio.Entry]:
+    """The user's file, or the directory with all that is in it. Symbolic links stay links."""
+    destination = posixpath.normpath(extra.destination).strip("/")
+    if not extra.source.is_dir():
+        yield _entry(extra.source.resolve(), destination)
+        return
+    if destination:
+        yield _entry(extra.source.resolve(), destination)
+    for path in _walk(extra.source):
+        yield _entry(path, posixpath.join(destination, path.relative_to(extra.source).as_posix()))
+
+
+def _walk(directory: Path) -> Iterable[Path]:
+    return sorted(directory.rglob("*"))
+
+
+def _entry(path: Path, name: str) -> cpio.Entry:
+    """One file of the host under its name in the guest, with its permissions, owned by root."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be put into the ramdisk: {error.strerror}") from None
+    permissions = stat.S_IMODE(status.st_mode)
+    if stat.S_ISDIR(status.st_mode):
+        return cpio.directory(name, permissions)
+    if stat.S_ISLNK(status.st_mode):
+        return cpio.symlink(name, os.readlink(path))
+    if stat.S_ISREG(status.st_mode):
+        return cpio.file(name, _read(path), permissions)
+    raise UserError(f"{path} is a device, socket or pipe and cannot be put into the ramdisk")
