@@ -207,6 +207,27 @@ class EvtchnSetPriority(Struct):
 
 
 @layout()
+class EvtchnOp(Struct):
+    """The argument of event_channel_op_compat: an EVTCHNOP_* and its structure."""
+
+    @layout()
+    class U(Union):
+        alloc_unbound: EvtchnAllocUnbound
+        bind_interdomain: EvtchnBindInterdomain
+        bind_virq: EvtchnBindVirq
+        bind_pirq: EvtchnBindPirq
+        bind_ipi: EvtchnBindIpi
+        close: EvtchnClose
+        send: EvtchnSend
+        status: EvtchnStatus
+        bind_vcpu: EvtchnBindVcpu
+        unmask: EvtchnUnmask
+
+    cmd: U32
+    u: U
+
+
+@layout()
 class EvtchnFifoControlBlock(Struct):
     """FIFO scheme: the queues of one vcpu that are not empty, and the head of each."""
 

@@ -118,7 +118,7 @@ class GrantEntryV2(Union):
     full_page: FullPage
     sub_page: SubPage
     transitive: Transitive
-    __spacer: Annotated[Array[c_uint32], c_uint32 * 4]
+    spacer_: Annotated[Array[c_uint32], c_uint32 * 4]
 
 
 @layout()

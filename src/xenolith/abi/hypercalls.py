@@ -84,8 +84,8 @@ class Hypercall:
     """One hypercall.
 
     `arguments` names the register arguments in order (rdi, rsi, rdx, r10, r8). `structure` names what the call's
-    pointer argument points to where all sub-operations share it. `mark` says who needs the call: "U" a guest's first boot,
-    "0" the control domain's boot, "T" the toolstack, "L" later or rarely, "-" nobody (it answers ENOSYS).
+    pointer argument points to where all sub-operations share it. `mark` says who needs the call: "U" a guest's first
+    boot, "0" the control domain's boot, "T" the toolstack, "L" few and late, "-" nobody (it answers ENOSYS).
     """
 
     number: int
@@ -416,7 +416,6 @@ HYPERCALLS: Final[tuple[Hypercall, ...]] = (
         operations=(
             Operation(0, "XENOPROF_init"),
             Operation(1, "XENOPROF_reset_active_list"),
-            Operation(1, "XENOPROF_TRACE_BEGIN"),
             Operation(2, "XENOPROF_reset_passive_list"),
             Operation(3, "XENOPROF_set_active"),
             Operation(4, "XENOPROF_set_passive"),

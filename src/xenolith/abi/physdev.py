@@ -31,7 +31,7 @@ PHYSDEVOP_restore_msi_ext: Final = 27
 PHYSDEVOP_prepare_msix: Final = 30
 PHYSDEVOP_release_msix: Final = 31
 PHYSDEVOP_dbgp_op: Final = 29
-PHYSDEVOP_pirq_eoi_gmfn: Final = PHYSDEVOP_pirq_eoi_gmfn_v1
+PHYSDEVOP_pirq_eoi_gmfn: Final = PHYSDEVOP_pirq_eoi_gmfn_v2
 
 # PhysdevIrqStatusQuery.flags.
 XENIRQSTAT_needs_eoi: Final = 1 << 0

@@ -1,6 +1,6 @@
 """platform_op: the machine's clock, firmware, processors and power, for the domain that drives it (platform.h)."""
 
-from ctypes import Array, c_char, c_uint8
+from ctypes import Array, c_char, c_uint8, c_uint32
 from typing import Annotated, Final
 
 from xenolith.abi.types import I8, I16, I32, U8, U16, U32, U64, Handle, Struct, Union, layout
@@ -10,7 +10,7 @@ XENPF_INTERFACE_VERSION: Final = 0x03000001
 # XenPlatformOp.cmd.
 XENPF_settime32: Final = 17
 XENPF_settime64: Final = 62
-XENPF_settime: Final = XENPF_settime32
+XENPF_settime: Final = XENPF_settime64
 XENPF_add_memtype: Final = 31
 XENPF_del_memtype: Final = 32
 XENPF_read_memtype: Final = 33
@@ -405,9 +405,13 @@ class XenProcessorCx(Struct):
 
 @layout()
 class XenProcessorFlags(Struct):
-    """Properties of a processor's power management, as a bit field."""
+    """Properties of a processor's power management."""
 
-    flags: U32
+    bm_control: Annotated[int, c_uint32, 1]
+    bm_check: Annotated[int, c_uint32, 1]
+    has_cst: Annotated[int, c_uint32, 1]
+    power_setup_done: Annotated[int, c_uint32, 1]
+    bm_rld_set: Annotated[int, c_uint32, 1]
 
 
 @layout()

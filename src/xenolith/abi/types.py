@@ -14,7 +14,7 @@ from ctypes import (
     c_uint64,
     sizeof,
 )
-from typing import Annotated, Any, Final, NewType, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, NewType, Self, TypeAlias, TypeVar
 
 Mfn = NewType("Mfn", int)
 """A machine frame number: machine address >> 12."""
@@ -64,6 +64,9 @@ Handle: TypeAlias = Annotated[int, c_uint64]
 class _Copying:
     """What structures and unions share: conversion from and to bytes."""
 
+    C_NAME: ClassVar[str] = ""
+    """The C type's name, where `layout` was told one."""
+
     @classmethod
     def sizeof(cls) -> int:
         """The size of the structure in bytes, with its trailing padding."""
@@ -90,23 +93,22 @@ class Union(_Copying, LittleEndianUnion):
 _S = TypeVar("_S", bound=type[Struct] | type[Union])
 
 
-def _ctype(annotation: Any) -> Any:
-    """The C type of one field: the mark on an Annotated type, or the structure class itself."""
-    return annotation.__metadata__[0] if hasattr(annotation, "__metadata__") else annotation
+def _ctype(annotation: Any) -> tuple[Any, ...]:
+    """The C type of a field, and the width of a bit field: the marks on an Annotated type, or the class itself."""
+    return annotation.__metadata__ if hasattr(annotation, "__metadata__") else (annotation,)
 
 
-def layout(c_name: str | None = None) -> Callable[[_S], _S]:
+def layout(c_name: str = "") -> Callable[[_S], _S]:
     """Lay a structure out from its annotations, in their order, as a C compiler for x86-64 would.
 
     `c_name` is the type's full C name where it does not follow from the Python one ("struct mmuext_op" is MmuextOp).
-    A field whose C name is a Python keyword carries a trailing underscore.
+    A field whose C name is a Python keyword (`in`), or starts with two underscores (`__pad`), is spelt `in_`, `pad_`.
     A class nested in another is a C type without a name of its own.
     """
 
     def apply(cls: _S) -> _S:
-        cls._fields_ = [(name, _ctype(annotation)) for name, annotation in cls.__annotations__.items()]
-        if c_name is not None:
-            cls.C_NAME = c_name  # type: ignore[union-attr]
+        cls._fields_ = [(name, *_ctype(annotation)) for name, annotation in cls.__annotations__.items()]
+        cls.C_NAME = c_name
         return cls
 
     return apply

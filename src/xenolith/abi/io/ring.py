@@ -19,7 +19,7 @@ class Sring(Struct):
     rsp_prod: U32
     rsp_event: U32
     pvt: Annotated[Array[c_uint8], c_uint8 * 4]
-    pad: Annotated[Array[c_uint8], c_uint8 * 44]
+    pad_: Annotated[Array[c_uint8], c_uint8 * 44]
     ring: Annotated[Array[c_uint8], c_uint8 * 0]
 
 
