@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from benchmarks.console import RunFailed
 
 MINIMUM_RUNS = 3
+_CALIBRATION_MIB = 32
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -69,6 +72,7 @@ class Report:
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     failures: dict[str, list[str]] = field(default_factory=dict)
+    host_speed: list[float] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -97,6 +101,7 @@ class Report:
             "medians": {m: {c: statistics.median(v) for c, v in by.items()} for m, by in self.samples.items()},
             "missing": self.missing,
             "failures": self.failures,
+            "host_speed_mib_per_s": self.host_speed,
             "marks": [
                 {"text": mark.text, "value": mark.value, "limit": mark.limit, "verdict": mark.verdict}
                 for mark in self.marks
@@ -115,12 +120,20 @@ def alternate(report: Report, contenders: Sequence[Contender], runs: int) -> Non
             if contender.name in report.missing:
                 continue
             print(f"  {report.name}: {contender.name}, run {turn + 1} of {runs}", file=sys.stderr, flush=True)
+            report.host_speed.append(_host_speed())
             try:
                 report.add(contender.name, contender.measure())
             except Unavailable as reason:
                 report.missing[contender.name] = str(reason)
             except RunFailed as reason:
                 report.failures.setdefault(contender.name, []).append(str(reason))
+
+
+def _host_speed() -> float:
+    """MiB of SHA-256 that one of the host's processors does per second just now: tells a disturbed measurement."""
+    started = time.perf_counter()
+    hashlib.sha256(bytes(_CALIBRATION_MIB << 20)).digest()
+    return _CALIBRATION_MIB / (time.perf_counter() - started)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -142,6 +155,8 @@ def text(report: Report, ours: str = "xenolith") -> str:
     lines += [f"missing: {name}: {reason}" for name, reason in report.missing.items()]
     lines += [f"failed:  {name}: {reason}" for name, reasons in report.failures.items() for reason in reasons]
     lines += [f"note:    {note}" for note in report.notes]
+    if report.host_speed:
+        lines.append(f"host:    SHA-256 at {_spread(report.host_speed)} MiB/s before the runs")
     return "\n".join(lines)
 
 

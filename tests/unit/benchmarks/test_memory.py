@@ -1,0 +1,30 @@
+"""Memory use as /proc tells it."""
+
+import os
+
+from benchmarks.memory import Usage, parse_rollup, tree_usage
+
+ROLLUP = """55d0c0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]
+Rss:              300000 kB
+Pss:              250000 kB
+Pss_Anon:          90000 kB
+Pss_File:          10000 kB
+Pss_Shmem:        150000 kB
+"""
+
+
+def test_rollup_is_parsed() -> None:
+    assert parse_rollup(ROLLUP) == Usage(250000, 150000)
+
+
+def test_shared_memory_counts_as_the_guests_only_up_to_what_it_was_given() -> None:
+    assert Usage(250000, 150000).above_kib(200000) == 100000
+    assert Usage(250000, 150000).above_kib(120000) == 130000
+
+
+def test_usage_of_this_process_is_not_nothing() -> None:
+    assert tree_usage(os.getpid()).total_kib > 1000
+
+
+def test_a_process_that_is_gone_uses_nothing() -> None:
+    assert tree_usage(2**22 + 1) == Usage()
