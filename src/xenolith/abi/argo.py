@@ -12,7 +12,7 @@ XEN_ARGO_OP_sendv: Final = 3
 XEN_ARGO_OP_notify: Final = 4
 
 # Limits and flags.
-XEN_ARGO_DOMID_ANY: Final = 32756
+XEN_ARGO_DOMID_ANY: Final = 0x7FF4
 XEN_ARGO_MAX_RING_SIZE: Final = 0x1000000
 XEN_ARGO_MAXIOV: Final = 8
 XEN_ARGO_MSG_SLOT_SIZE: Final = 0x10

@@ -5,10 +5,12 @@ from typing import Annotated, Final
 
 from xenolith.abi.types import I16, U16, U32, U64, Handle, Struct, Union, layout
 
-# grant_table_op sub-operations, and entries whose use is fixed.
+# Entries whose use is fixed.
 GNTTAB_NR_RESERVED_ENTRIES: Final = 8
 GNTTAB_RESERVED_CONSOLE: Final = 0
 GNTTAB_RESERVED_XENSTORE: Final = 1
+
+# grant_table_op sub-operations.
 GNTTABOP_map_grant_ref: Final = 0
 GNTTABOP_unmap_grant_ref: Final = 1
 GNTTABOP_setup_table: Final = 2
@@ -23,10 +25,10 @@ GNTTABOP_get_version: Final = 10
 GNTTABOP_swap_grant_ref: Final = 11
 GNTTABOP_cache_flush: Final = 12
 
-# Flags of a grant entry.
+# GrantEntryV1.flags and GrantEntryHeader.flags: the kind of grant, and what may be and is being done with it.
 GTF_invalid: Final = 0
-GTF_permit_access: Final = 1 << 0
-GTF_accept_transfer: Final = 1 << 1
+GTF_permit_access: Final = 1
+GTF_accept_transfer: Final = 2
 GTF_transitive: Final = 3
 GTF_type_mask: Final = 3
 GTF_readonly: Final = 1 << 2

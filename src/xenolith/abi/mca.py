@@ -33,7 +33,6 @@ XEN_MC_INJECT_CPU_BROADCAST: Final = 0x8
 
 # The virtual interrupt that says a machine check was recorded.
 VIRQ_MCA: Final = 16
-VIRQ_ARCH_0: Final = 16
 
 # Kinds and flags of a record.
 MC_TYPE_GLOBAL: Final = 0

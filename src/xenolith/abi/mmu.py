@@ -34,8 +34,8 @@ MMUEXT_UNMARK_SUPER: Final = 20
 
 # update_va_mapping flags. With a flush and UVMF_MULTI, the rest is the address of a vcpu bitmap.
 UVMF_NONE: Final = 0
-UVMF_TLB_FLUSH: Final = 1 << 0
-UVMF_INVLPG: Final = 1 << 1
+UVMF_TLB_FLUSH: Final = 1
+UVMF_INVLPG: Final = 2
 UVMF_FLUSHTYPE_MASK: Final = 3
 UVMF_MULTI: Final = 0
 UVMF_LOCAL: Final = 0

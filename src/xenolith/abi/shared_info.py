@@ -65,7 +65,7 @@ class ArchSharedInfo(Struct):
 class SharedInfo(Struct):
     """The page that a domain shares with Xen: vcpus, two-level event bits, wall clock (s and ns since 1970)."""
 
-    vcpu_info: Annotated[Array[VcpuInfo], VcpuInfo * 32]
+    vcpu_info: Annotated[Array[VcpuInfo], VcpuInfo * XEN_LEGACY_MAX_VCPUS]
     evtchn_pending: Annotated[Array[c_uint64], c_uint64 * 64]
     evtchn_mask: Annotated[Array[c_uint64], c_uint64 * 64]
     wc_version: U32

@@ -54,7 +54,7 @@ class StartInfo(Struct):
     mfn_list: U64
     mod_start: U64
     mod_len: U64
-    cmd_line: Annotated[bytes, c_char * 1024]
+    cmd_line: Annotated[bytes, c_char * MAX_GUEST_CMDLINE]
     first_p2m_pfn: U64
     nr_p2m_frames: U64
 

@@ -33,7 +33,7 @@ HYPERVISOR_VIRT_START: Final = 0xFFFF800000000000
 HYPERVISOR_VIRT_END: Final = 0xFFFF880000000000
 MACH2PHYS_VIRT_START: Final = 0xFFFF800000000000
 MACH2PHYS_VIRT_END: Final = 0xFFFF804000000000
-MACH2PHYS_NR_ENTRIES: Final = 34359738368
+MACH2PHYS_NR_ENTRIES: Final = (MACH2PHYS_VIRT_END - MACH2PHYS_VIRT_START) >> 3
 
 # set_segment_base: which base to set.
 SEGBASE_FS: Final = 0
@@ -43,8 +43,8 @@ SEGBASE_GS_USER_SEL: Final = 3
 
 # The first frame, byte and entry of the GDT that belong to Xen; a guest's own GDT ends before them.
 FIRST_RESERVED_GDT_PAGE: Final = 14
-FIRST_RESERVED_GDT_BYTE: Final = 57344
-FIRST_RESERVED_GDT_ENTRY: Final = 7168
+FIRST_RESERVED_GDT_BYTE: Final = FIRST_RESERVED_GDT_PAGE * 4096
+FIRST_RESERVED_GDT_ENTRY: Final = FIRST_RESERVED_GDT_BYTE // 8
 
 XEN_EMULATE_PREFIX: Final = b"\x0f\x0bxen"
 """`ud2` and three letters: the instruction after it (cpuid) is executed by Xen, not by the processor."""

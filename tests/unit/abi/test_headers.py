@@ -63,6 +63,11 @@ PREAMBLE = """
 """
 
 
+X86_32 = "xenolith.abi.x86_32"
+
+# The line by which the headers of Xen 4.17 are known.
+OUR_RELEASE = r"define XEN_DOMCTL_INTERFACE_VERSION 0x00000015\b"
+
 # What Xenolith names although no public header does, or not as a number, each module with its own reason.
 NOT_IN_HEADERS = {
     "types": {
@@ -80,9 +85,9 @@ SPELLING = {"XEN_COMMANDLINE_LEN": "sizeof(xen_commandline_t)"}
 
 
 def modules() -> list[str]:
-    """Names of the modules of the ABI, relative to it."""
+    """Names of the modules of the 64-bit ABI, relative to it."""
     found = pkgutil.walk_packages(xenolith.abi.__path__, "xenolith.abi.")
-    return sorted(info.name.removeprefix("xenolith.abi.") for info in found if not info.ispkg)
+    return sorted(info.name.removeprefix("xenolith.abi.") for info in found if not info.ispkg and info.name != X86_32)
 
 
 def constants(module: str) -> dict[str, int]:
@@ -216,6 +221,8 @@ def compiler() -> list[str]:
     include = include_directory()
     if include is None:
         pytest.skip("no Xen headers: neither XENOLITH_XEN_HEADERS nor /usr/include/xen, and libxen-dev cannot be had")
+    if not re.search(OUR_RELEASE, (include / "xen/domctl.h").read_text()):
+        pytest.skip(f"the headers in {include} are of another release of Xen than 4.17")
     return [cc, "-std=gnu11", "-O0", "-w", "-I", str(include)]
 
 
@@ -251,6 +258,25 @@ def test_a_wrong_number_is_seen(compiler: list[str], tmp_path: Path) -> None:
         "GNTST_eagain": (12, -12),
         "offsetof(struct mmuext_op, arg2)": (8, 16),
     }
+
+
+def test_the_32_bit_declarations_agree_with_the_public_headers(compiler: list[str], tmp_path: Path) -> None:
+    numbers = {name: value for name, value in vars(importlib.import_module(X86_32)).items() if isinstance(value, int)}
+    lines = [f'_Static_assert({name} == {value}u, "{name}");' for name, value in numbers.items()]
+    source = tmp_path / "abi32.c"
+    source.write_text("\n".join(["#include <stdint.h>", "#include <xen/xen.h>", *lines]))
+    command = [*compiler, "-m32", "-ffreestanding", "-fsyntax-only", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert len(lines) > 12
+    assert done.returncode == 0, done.stderr[:2000]
+
+
+def test_no_name_has_two_values() -> None:
+    seen: dict[str, tuple[str, int]] = {}
+    for module in modules():
+        for name, value in constants(module).items():
+            other = seen.setdefault(c_constant(module, name), (module, value))
+            assert other[1] == value, f"{name} is {value} in {module} and {other[1]} in {other[0]}"
 
 
 def test_the_whole_interface_is_compared() -> None:

@@ -50,7 +50,7 @@ class BlkifRequest(Struct):
     handle: U16
     id: U64
     sector_number: U64
-    seg: Annotated[Array[BlkifRequestSegment], BlkifRequestSegment * 11]
+    seg: Annotated[Array[BlkifRequestSegment], BlkifRequestSegment * BLKIF_MAX_SEGMENTS_PER_REQUEST]
 
 
 @layout()
@@ -75,7 +75,7 @@ class BlkifRequestIndirect(Struct):
     id: U64
     sector_number: U64
     handle: U16
-    indirect_grefs: Annotated[Array[c_uint32], c_uint32 * 8]
+    indirect_grefs: Annotated[Array[c_uint32], c_uint32 * BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST]
 
 
 @layout()

@@ -31,6 +31,7 @@ XEN_PCIF_active: Final = 1 << 0
 XEN_PCIB_AERHANDLER: Final = 1 << 1
 XEN_PCIB_active: Final = 1 << 2
 
+# The length of XenPciOp.msix_entries.
 SH_INFO_MAX_VEC: Final = 128
 
 
@@ -55,7 +56,7 @@ class XenPciOp(Struct):
     size: I32
     value: U32
     info: U32
-    msix_entries: Annotated[Array[XenMsixEntry], XenMsixEntry * 128]
+    msix_entries: Annotated[Array[XenMsixEntry], XenMsixEntry * SH_INFO_MAX_VEC]
 
 
 @layout()

@@ -65,8 +65,8 @@ class XsdSockmsg(Struct):
 class XenstoreDomainInterface(Struct):
     """The page of the store's ring: `req` towards the store, `rsp` from it; indices run freely."""
 
-    req: Annotated[Array[c_uint8], c_uint8 * 1024]
-    rsp: Annotated[Array[c_uint8], c_uint8 * 1024]
+    req: Annotated[Array[c_uint8], c_uint8 * XENSTORE_RING_SIZE]
+    rsp: Annotated[Array[c_uint8], c_uint8 * XENSTORE_RING_SIZE]
     req_cons: U32
     req_prod: U32
     rsp_cons: U32
