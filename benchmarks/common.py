@@ -151,13 +151,20 @@ def text(report: Report, ours: str = "xenolith") -> str:
     heading = ["median [lowest, highest]", *contenders, *(f"{ours} against {peer}" for peer in peers)]
     rows = [heading] + [_row(report, metric, contenders, peers, ours) for metric in report.metrics]
     lines = [f"{report.name}: {report.question}", "", table(rows) if contenders else "(nothing was measured)", ""]
-    lines += [_mark_line(mark) for mark in report.marks]
+    lines += [mark_line(mark) for mark in report.marks]
     lines += [f"missing: {name}: {reason}" for name, reason in report.missing.items()]
     lines += [f"failed:  {name}: {reason}" for name, reasons in report.failures.items() for reason in reasons]
     lines += [f"note:    {note}" for note in report.notes]
     if report.host_speed:
         lines.append(f"host:    SHA-256 at {_spread(report.host_speed)} MiB/s before the runs")
     return "\n".join(lines)
+
+
+def mark_line(mark: Mark) -> str:
+    """The mark, its value, its limit and its verdict in one line."""
+    bound = "at least" if mark.at_least else "at most"
+    value = "-" if mark.value is None else _short(mark.value)
+    return f"mark:    {mark.text}: {value} ({bound} {_short(mark.limit)}): {mark.verdict}"
 
 
 def save(path: Path, host: Mapping[str, Any], reports: Sequence[Report]) -> None:
@@ -184,12 +191,6 @@ def _spread(values: Sequence[float]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _mark_line(mark: Mark) -> str:
-    bound = "at least" if mark.at_least else "at most"
-    value = "-" if mark.value is None else _short(mark.value)
-    return f"mark:    {mark.text}: {value} ({bound} {_short(mark.limit)}): {mark.verdict}"
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
