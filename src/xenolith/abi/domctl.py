@@ -134,23 +134,23 @@ XEN_DOMINF_running: Final = 1 << 5
 XEN_DOMINF_debugged: Final = 1 << 6
 XEN_DOMINF_xs_domain: Final = 1 << 7
 XEN_DOMINF_hap: Final = 1 << 8
-XEN_DOMINF_shutdownmask: Final = 255
+XEN_DOMINF_shutdownmask: Final = 0xFF
 XEN_DOMINF_shutdownshift: Final = 16
 XEN_INVALID_MAX_VCPU_ID: Final = 0xFFFFFFFF
 
 # What XEN_DOMCTL_getpageframeinfo3 says of a frame, in the upper bits of its number.
 XEN_DOMCTL_PFINFO_LTAB_SHIFT: Final = 28
-XEN_DOMCTL_PFINFO_NOTAB: Final = 0x0
+XEN_DOMCTL_PFINFO_NOTAB: Final = 0
 XEN_DOMCTL_PFINFO_L1TAB: Final = 1 << 28
-XEN_DOMCTL_PFINFO_L2TAB: Final = 1 << 29
-XEN_DOMCTL_PFINFO_L3TAB: Final = 0x30000000
-XEN_DOMCTL_PFINFO_L4TAB: Final = 1 << 30
-XEN_DOMCTL_PFINFO_LTABTYPE_MASK: Final = 0x70000000
+XEN_DOMCTL_PFINFO_L2TAB: Final = 2 << 28
+XEN_DOMCTL_PFINFO_L3TAB: Final = 3 << 28
+XEN_DOMCTL_PFINFO_L4TAB: Final = 4 << 28
+XEN_DOMCTL_PFINFO_LTABTYPE_MASK: Final = 7 << 28
 XEN_DOMCTL_PFINFO_LPINTAB: Final = 1 << 31
-XEN_DOMCTL_PFINFO_XTAB: Final = 0xF0000000
-XEN_DOMCTL_PFINFO_XALLOC: Final = 0xE0000000
-XEN_DOMCTL_PFINFO_BROKEN: Final = 0xD0000000
-XEN_DOMCTL_PFINFO_LTAB_MASK: Final = 0xF0000000
+XEN_DOMCTL_PFINFO_XTAB: Final = 0xF << 28
+XEN_DOMCTL_PFINFO_XALLOC: Final = 0xE << 28
+XEN_DOMCTL_PFINFO_BROKEN: Final = 0xD << 28
+XEN_DOMCTL_PFINFO_LTAB_MASK: Final = 0xF << 28
 
 # XenDomctlShadowOp.op and .mode.
 XEN_DOMCTL_SHADOW_OP_OFF: Final = 0
@@ -204,7 +204,7 @@ DPCI_REMOVE_MAPPING: Final = 0
 XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_OFF: Final = 0
 XEN_DOMCTL_DEBUG_OP_SINGLE_STEP_ON: Final = 1
 
-# Sub-operations of the operations that watch and tune a domain.
+# Sub-operations of the operations that watch and tune a domain, and kinds of cache attributes and VM events.
 XEN_DOMCTL_MEM_CACHEATTR_UC: Final = 0
 XEN_DOMCTL_MEM_CACHEATTR_WC: Final = 1
 XEN_DOMCTL_MEM_CACHEATTR_WT: Final = 4
