@@ -16,6 +16,7 @@ ELFDATA2LSB: Final = 1
 EM_386: Final = 3
 EM_X86_64: Final = 62
 PT_LOAD: Final = 1
+PT_INTERP: Final = 3
 PT_NOTE: Final = 4
 PF_X: Final = 1
 PF_W: Final = 2
