@@ -15,7 +15,8 @@ _TO_EXIT = Metric("process start to power-off", "s")
 
 def run(runs: int) -> Report:
     """Boots both sides `runs` times in turn, one vCPU, the same compressed kernel and ramdisk."""
-    report = Report("boot_control_domain", "How long from power-on to dom0's init?", (_TO_INIT, _TO_EXIT))
+    question = "How long from power-on to dom0's init?"
+    report = Report("boot_control_domain", question, (_TO_INIT, _TO_EXIT), ((peer.XENOLITH, peer.XEN),))
     contenders = (Contender(peer.XENOLITH, _xenolith), Contender(peer.XEN, _xen))
     alternate(report, contenders, runs)
     advantage = report.advantage(_TO_INIT.name, peer.XENOLITH, peer.XEN)

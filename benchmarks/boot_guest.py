@@ -15,7 +15,8 @@ _TO_EXIT = Metric("process start to power-off", "s")
 
 def run(runs: int) -> Report:
     """Boots both sides `runs` times in turn, one vCPU."""
-    report = Report("boot_guest", "How long from process start to one guest's init?", (_TO_INIT, _TO_EXIT))
+    question = "How long from process start to one guest's init?"
+    report = Report("boot_guest", question, (_TO_INIT, _TO_EXIT), ((peer.XENOLITH, peer.QEMU),))
     contenders = (Contender(peer.XENOLITH, _xenolith), Contender(peer.QEMU, _qemu))
     alternate(report, contenders, runs)
     advantage = report.advantage(_TO_INIT.name, peer.XENOLITH, peer.QEMU)

@@ -64,11 +64,15 @@ class Mark:
 
 @dataclass
 class Report:
-    """The answer to one question: raw samples by metric and contender, what was missing or failed, and the marks."""
+    """The answer to one question: raw samples by metric and contender, what was missing or failed, and the marks.
+
+    `comparisons` are the pairs (ours, theirs) of contenders whose ratio is shown.
+    """
 
     name: str
     question: str
     metrics: tuple[Metric, ...]
+    comparisons: tuple[tuple[str, str], ...] = ()
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     failures: dict[str, list[str]] = field(default_factory=dict)
@@ -144,12 +148,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def text(report: Report, ours: str = "xenolith") -> str:
+def text(report: Report) -> str:
     """The report for a reader: medians, spread and advantages by metric, then the marks and what was missing."""
     contenders = list(dict.fromkeys(name for by in report.samples.values() for name in by))
-    peers = [name for name in contenders if name != ours]
-    heading = ["median [lowest, highest]", *contenders, *(f"{ours} against {peer}" for peer in peers)]
-    rows = [heading] + [_row(report, metric, contenders, peers, ours) for metric in report.metrics]
+    heading = ["median [lowest, highest]", *contenders, *(f"{ours} : {theirs}" for ours, theirs in report.comparisons)]
+    rows = [heading] + [_row(report, metric, contenders) for metric in report.metrics]
     lines = [f"{report.name}: {report.question}", "", table(rows) if contenders else "(nothing was measured)", ""]
     lines += [mark_line(mark) for mark in report.marks]
     lines += [f"missing: {name}: {reason}" for name, reason in report.missing.items()]
@@ -174,11 +177,11 @@ def save(path: Path, host: Mapping[str, Any], reports: Sequence[Report]) -> None
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _row(report: Report, metric: Metric, contenders: Sequence[str], peers: Sequence[str], ours: str) -> list[str]:
+def _row(report: Report, metric: Metric, contenders: Sequence[str]) -> list[str]:
     cells = [f"{metric.name} ({metric.unit})"]
     cells += [_spread(report.samples.get(metric.name, {}).get(name, [])) for name in contenders]
-    for peer in peers:
-        advantage = report.advantage(metric.name, ours, peer)
+    for ours, theirs in report.comparisons:
+        advantage = report.advantage(metric.name, ours, theirs)
         cells.append("-" if advantage is None else f"{advantage:.2f} x")
     return cells
 

@@ -10,6 +10,7 @@ from benchmarks.console import Line, RunFailed
 from benchmarks.programs import rates_ramdisk
 
 _SECONDS = 300
+_CONTROL_DOMAIN = f"{peer.XENOLITH} dom0"
 _BEGIN = "RATES begin "
 _END = "RATES end "
 
@@ -24,10 +25,11 @@ METRICS = (
 
 def run(runs: int) -> Report:
     """Runs guest/rates.c in Xenolith's control domain and guest, in the peer's control domain and in bare QEMU."""
-    report = Report("guest_rates", "How fast is work inside a guest?", METRICS)
+    comparisons = ((_CONTROL_DOMAIN, peer.XEN), (peer.XENOLITH, peer.QEMU))
+    report = Report("guest_rates", "How fast is work inside a guest?", METRICS, comparisons)
     contenders = (
         Contender(peer.XENOLITH, lambda: measured(peer.xenolith_linux("run", rates_ramdisk()))),
-        Contender("xenolith dom0", lambda: measured(peer.xenolith_linux("boot", rates_ramdisk()))),
+        Contender(_CONTROL_DOMAIN, lambda: measured(peer.xenolith_linux("boot", rates_ramdisk()))),
         Contender(peer.XEN, lambda: measured(peer.xen_command(rates_ramdisk()))),
         Contender(peer.QEMU, lambda: measured(peer.qemu_command(rates_ramdisk()))),
     )

@@ -47,7 +47,8 @@ class Watch:
 
 def run(runs: int) -> Report:
     """Boots each side `runs` times in turn and watches its processes' memory from /proc, about 20 times a second."""
-    report = Report("memory", "How much memory does the hypervisor use above its guest's?", (_ABOVE, _GUEST))
+    question = "How much memory does the hypervisor use above its guest's?"
+    report = Report("memory", question, (_ABOVE, _GUEST), ((peer.XENOLITH, peer.XEN),))
     contenders = (
         Contender(peer.XENOLITH, lambda: _peaks(peer.xenolith_linux("boot", ready_ramdisk()))),
         Contender(peer.XEN, lambda: _peaks(peer.xen_command(ready_ramdisk()))),

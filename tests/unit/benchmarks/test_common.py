@@ -13,7 +13,7 @@ RATE = Metric("rate", "/s", more_is_better=True)
 
 
 def report() -> Report:
-    return Report("example", "How long?", (BOOT, RATE))
+    return Report("example", "How long?", (BOOT, RATE), (("xenolith", "peer"),))
 
 
 def filled() -> Report:
@@ -107,7 +107,9 @@ def test_text_shows_medians_spread_advantage_marks_and_what_was_missing() -> Non
     result.marks.append(Mark("boot, times faster", 2.0, 1.5, at_least=True))
     shown = text(result)
     assert "2 [1, 3]" in shown
+    assert "xenolith : peer" in shown
     assert "2.00 x" in shown
+    assert "0.25 x" in shown
     assert "mark:    boot, times faster: 2 (at least 1.5): reached" in shown
     assert "missing: qemu: not installed" in shown
 
