@@ -96,9 +96,13 @@ class Pc:
         """Let the devices that work by time raise what is due."""
         self.rtc.poll()
 
+    def firmware(self) -> list[tuple[int, bytes]]:
+        """What firmware leaves behind in memory: each piece with its machine address (bytes)."""
+        return [*self.acpi_tables, *build_smbios(), *_bios_areas()]
+
     def install_firmware(self, memory: memoryview) -> None:
-        """Write what firmware leaves behind into the machine's memory (bytes, from machine address 0)."""
-        for maddr, data in (*self.acpi_tables, *build_smbios(), *_bios_areas()):
+        """Write the firmware's pieces into the machine's memory (bytes, from machine address 0)."""
+        for maddr, data in self.firmware():
             memory[maddr : maddr + len(data)] = data
 
 
