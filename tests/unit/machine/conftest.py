@@ -37,6 +37,18 @@ class Wire:
         self.level = level
 
 
+@pytest.fixture(scope="session")
+def new_clock() -> type[HandClock]:
+    """For a test that needs many clocks."""
+    return HandClock
+
+
+@pytest.fixture(scope="session")
+def new_wire() -> type[Wire]:
+    """For a test that needs many wires."""
+    return Wire
+
+
 @pytest.fixture
 def clock() -> HandClock:
     return HandClock()

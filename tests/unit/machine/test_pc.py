@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import HandClock
 
 from xenolith.errors import UserError
 from xenolith.machine.e820 import MIB
 from xenolith.machine.pc import SHARED_PORTS, Pc
+
+if TYPE_CHECKING:
+    from .conftest import HandClock
 
 RAM = 16 * MIB
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from conftest import HandClock, Wire
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,9 @@ from xenolith.machine.devices.acpi_pm import (
     PM_TIMER,
     AcpiPm,
 )
+
+if TYPE_CHECKING:
+    from ..conftest import HandClock, Wire
 
 
 class Power:
@@ -101,8 +105,10 @@ def test_general_purpose_events_can_be_enabled_and_never_happen(power: Power) ->
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x2F), st.sampled_from([1, 2, 4]), st.integers(0, 0xFFFFFFFF)), max_size=40))
-def test_no_access_raises_and_every_value_fits_its_size(accesses: list[tuple[int, int, int]]) -> None:
-    power = Power(HandClock(), Wire())
+def test_no_access_raises_and_every_value_fits_its_size(
+    new_clock: type[HandClock], new_wire: type[Wire], accesses: list[tuple[int, int, int]]
+) -> None:
+    power = Power(new_clock(), new_wire())
     for offset, size, value in accesses:
         power.ports.write(PM_BASE + offset, size, value)
         assert 0 <= power.ports.read(PM_BASE + offset, size) < 1 << 8 * size

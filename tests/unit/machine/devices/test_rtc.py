@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import HandClock, Wire
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +36,9 @@ from xenolith.machine.devices.rtc import (
     Rtc,
     cmos_contents,
 )
+
+if TYPE_CHECKING:
+    from ..conftest import HandClock, Wire
 
 NS_PER_SECOND = 1_000_000_000
 
@@ -84,9 +87,11 @@ def test_the_ports_reach_the_registers(rtc: Rtc) -> None:
     st.sampled_from([0, B_BINARY, B_24_HOURS, B_BINARY | B_24_HOURS]),
     st.integers(0, 100_000),
 )
-def test_a_time_that_software_sets_reads_back_and_runs_on(moment: datetime, mode: int, later: int) -> None:
-    clock = HandClock()
-    rtc = Rtc(clock, Wire(), {})
+def test_a_time_that_software_sets_reads_back_and_runs_on(
+    new_clock: type[HandClock], new_wire: type[Wire], moment: datetime, mode: int, later: int
+) -> None:
+    clock = new_clock()
+    rtc = Rtc(clock, new_wire(), {})
     code = (lambda value: value) if mode & B_BINARY else bcd
     hour = moment.hour if mode & B_24_HOURS else (moment.hour % 12 or 12)
     pm = 0 if mode & B_24_HOURS or moment.hour < 12 else 0x80
@@ -182,10 +187,12 @@ def test_alarms_that_do_not_care_repeat(rtc: Rtc, hour: int, minute: int, second
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), st.integers(0, 86400))
-def test_any_alarm_is_found_within_a_day_or_never(hour: int, minute: int, second: int, start: int) -> None:
-    clock = HandClock()
+def test_any_alarm_is_found_within_a_day_or_never(
+    new_clock: type[HandClock], new_wire: type[Wire], hour: int, minute: int, second: int, start: int
+) -> None:
+    clock = new_clock()
     clock.advance(start)
-    rtc = Rtc(clock, Wire(), {})
+    rtc = Rtc(clock, new_wire(), {})
     rtc.write_cmos(B, B_24_HOURS | B_BINARY | B_ALARM)
     for register, value in {HOURS_ALARM: hour, MINUTES_ALARM: minute, SECONDS_ALARM: second}.items():
         rtc.write_cmos(register, value)
@@ -194,7 +201,7 @@ def test_any_alarm_is_found_within_a_day_or_never(hour: int, minute: int, second
     assert (due is not None) == possible
     if due is not None:
         assert 0 < due - clock.now_ns() <= 86400 * NS_PER_SECOND
-        moment = datetime.fromtimestamp((HandClock.BOOT_SECOND * NS_PER_SECOND + due) // NS_PER_SECOND, UTC)
+        moment = datetime.fromtimestamp((new_clock.BOOT_SECOND * NS_PER_SECOND + due) // NS_PER_SECOND, UTC)
         for wanted, value in ((hour, moment.hour), (minute, moment.minute), (second, moment.second)):
             assert wanted >= 0xC0 or wanted == value
 
@@ -235,9 +242,11 @@ def test_firmware_left_the_memory_sizes_and_a_checksum(rtc: Rtc) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, CMOS_BYTES - 1), st.integers(0, 255), st.integers(0, 10**12)), max_size=40))
-def test_no_sequence_of_accesses_raises(accesses: list[tuple[int, int, int]]) -> None:
-    clock = HandClock()
-    rtc = Rtc(clock, Wire(), {})
+def test_no_sequence_of_accesses_raises(
+    new_clock: type[HandClock], new_wire: type[Wire], accesses: list[tuple[int, int, int]]
+) -> None:
+    clock = new_clock()
+    rtc = Rtc(clock, new_wire(), {})
     for register, value, step in accesses:
         rtc.write_cmos(register, value)
         clock.ns += step

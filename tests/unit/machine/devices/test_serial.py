@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from conftest import Wire
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,9 @@ from xenolith.machine.devices.serial import (
     SCRATCH,
     Serial,
 )
+
+if TYPE_CHECKING:
+    from ..conftest import Wire
 
 
 class Line:
@@ -158,9 +162,9 @@ REGISTERS = st.sampled_from([IER, IIR, LCR, MCR, LSR, MSR, SCRATCH])
 
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.tuples(REGISTERS, st.integers(0, 255))), max_size=40))
-def test_no_byte_is_lost_in_either_direction(steps: list[bytes | tuple[int, int]]) -> None:
+def test_no_byte_is_lost_in_either_direction(new_wire: type[Wire], steps: list[bytes | tuple[int, int]]) -> None:
     """Bytes fed and sent arrive in order whatever else software does, except FIFO resets and loopback."""
-    line = Line(Wire())
+    line = Line(new_wire())
     fed, received, sent = bytearray(), bytearray(), bytearray()
     for step in steps:
         if isinstance(step, bytes):
@@ -182,8 +186,10 @@ def test_no_byte_is_lost_in_either_direction(steps: list[bytes | tuple[int, int]
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 255), st.booleans()), max_size=60))
-def test_no_access_raises_and_every_register_is_a_byte(accesses: list[tuple[int, int, bool]]) -> None:
-    line = Line(Wire())
+def test_no_access_raises_and_every_register_is_a_byte(
+    new_wire: type[Wire], accesses: list[tuple[int, int, bool]]
+) -> None:
+    line = Line(new_wire())
     line.serial.feed(b"some")
     for register, value, is_write in accesses:
         if is_write:
