@@ -140,6 +140,11 @@ class Initramfs:
         return self.module_tree.closure(self.modules)
 
 
+def standard_modules(tree: ModuleTree | None) -> tuple[str, ...]:
+    """The modules that every guest should have: xenfs, for /proc/xen, where the kernel has it as a module."""
+    return ("xenfs",) if tree is not None and "xenfs" in tree else ()
+
+
 def exit_status(line: str) -> int | None:
     """The exit status of the command if this console line reports it (0–255), else None."""
     found = _EXIT_LINE.search(line)

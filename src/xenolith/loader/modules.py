@@ -56,9 +56,9 @@ class ModuleTree:
         """The kernel version that the modules are for."""
         return self.directory.name
 
-    def names(self) -> Iterable[str]:
-        """Every module that can be loaded."""
-        return self._paths.keys()
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a module that can be loaded."""
+        return name.replace("-", "_") in self._paths
 
     def closure(self, names: Iterable[str]) -> list[Module]:
         """These modules and all that they need, each after what it needs; those built into the kernel are left out.
