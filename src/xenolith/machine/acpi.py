@@ -9,7 +9,16 @@ import struct
 
 from xenolith.machine import aml
 from xenolith.machine.devices import acpi_pm, reset, rtc, serial
-from xenolith.machine.e820 import ECAM_LENGTH, ECAM_START, IOAPIC_START, LAPIC_START, PCI_WINDOWS, VGA_START, MemoryMap
+from xenolith.machine.e820 import (
+    ECAM_BUSES,
+    ECAM_LENGTH,
+    ECAM_START,
+    IOAPIC_START,
+    LAPIC_START,
+    PCI_WINDOWS,
+    VGA_START,
+    MemoryMap,
+)
 from xenolith.machine.pci import CONFIG_ADDRESS, intx_gsi
 
 RSDP_MADDR = 0xF0000
@@ -22,7 +31,7 @@ _CREATOR = b"XNLT"
 _REVISION = 1
 _TABLE_ALIGNMENT = 64
 _HEADER_BYTES = 36
-_LAST_BUS = ECAM_LENGTH // (1 << 20) - 1
+_LAST_BUS = ECAM_BUSES - 1
 _LPC_SLOT = 0x1F
 _SYSTEM_IO = 1
 
@@ -54,6 +63,7 @@ _OSC_PCI_UUID = "33db4d5b-1ff7-401c-9657-7441c03dd766"
 _OSC_CONTROL_GRANTED = 0x1F
 """PCI Express features that the operating system may control: hot-plug (native and SHPC), PME, AER, capabilities."""
 _OSC_UNKNOWN_UUID = 0x04
+_OSC_CAPABILITIES_MASKED = 0x10
 
 
 def _checksummed(data: bytes, at: int) -> bytes:
@@ -170,7 +180,7 @@ def _madt(cpus: int) -> bytes:
 
 
 def _mcfg() -> bytes:
-    """The memory-mapped configuration window: segment 0, every bus."""
+    """The memory-mapped configuration window: segment 0, the buses that exist."""
     return _table(b"MCFG", 1, struct.pack("<8xQHBB4x", ECAM_START, 0, 0, _LAST_BUS))
 
 
@@ -183,7 +193,12 @@ def _osc() -> bytes:
         aml.if_(
             aml.equal(aml.arg(0), aml.uuid(_OSC_PCI_UUID)),
             aml.create_dword_field(aml.arg(3), 8, "CDW3"),
-            aml.and_into("CDW3", _OSC_CONTROL_GRANTED),
+            aml.and_(aml.name_string("CDW3"), aml.integer(_OSC_CONTROL_GRANTED), aml.local(0)),
+            aml.if_(
+                aml.not_(aml.equal(aml.local(0), aml.name_string("CDW3"))),
+                aml.or_into("CDW1", _OSC_CAPABILITIES_MASKED),
+            ),
+            aml.store(aml.local(0), "CDW3"),
         ),
         aml.else_(aml.or_into("CDW1", _OSC_UNKNOWN_UUID)),
         aml.return_(aml.arg(3)),

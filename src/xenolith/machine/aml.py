@@ -103,9 +103,19 @@ def create_dword_field(source: bytes, byte_index: int, path: str) -> bytes:
     return b"\x8a" + source + integer(byte_index) + name_string(path)
 
 
-def and_into(target: str, value: int) -> bytes:
-    """And(target, value, target)."""
-    return b"\x7b" + name_string(target) + integer(value) + name_string(target)
+def local(index: int) -> bytes:
+    """LocalX, a variable of the method."""
+    return bytes([0x60 + index])
+
+
+def store(value: bytes, target: str) -> bytes:
+    """Store(value, target)."""
+    return b"\x70" + value + name_string(target)
+
+
+def and_(left: bytes, right: bytes, target: bytes) -> bytes:
+    """And(left, right, target)."""
+    return b"\x7b" + left + right + target
 
 
 def or_into(target: str, value: int) -> bytes:
@@ -116,6 +126,11 @@ def or_into(target: str, value: int) -> bytes:
 def equal(left: bytes, right: bytes) -> bytes:
     """LEqual(left, right)."""
     return b"\x93" + left + right
+
+
+def not_(condition: bytes) -> bytes:
+    """LNot(condition)."""
+    return b"\x92" + condition
 
 
 def if_(condition: bytes, *terms: bytes) -> bytes:

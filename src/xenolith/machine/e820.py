@@ -48,8 +48,10 @@ LEGACY_END = 0x100000
 LOW_RAM_LIMIT = 0xC000_0000
 """RAM that would lie at or above this address is found from 4 GiB up: the rest of the 32-bit space is the PCI hole."""
 ECAM_START = 0xE000_0000
-ECAM_LENGTH = 256 * MIB
-PCI_WINDOWS = (range(LOW_RAM_LIMIT, ECAM_START), range(ECAM_START + ECAM_LENGTH, 0xFEC0_0000))
+ECAM_BUSES = 1
+"""Buses that memory-mapped configuration covers: a kernel maps every frame of it, so only what exists is told."""
+ECAM_LENGTH = ECAM_BUSES * MIB
+PCI_WINDOWS = (range(LOW_RAM_LIMIT, ECAM_START), range(ECAM_START + 256 * MIB, 0xFEC0_0000))
 """Where memory BARs may be placed."""
 IOAPIC_START = 0xFEC0_0000
 LAPIC_START = 0xFEE0_0000

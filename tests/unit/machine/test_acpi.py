@@ -99,9 +99,10 @@ def test_the_madt_lists_each_cpu_and_the_interrupt_controller(cpus: int) -> None
 
 def test_the_mcfg_window_is_the_maps() -> None:
     mcfg = Firmware().tables["MCFG"]
-    assert struct.unpack_from("<QHBB", mcfg, 44) == (0xE0000000, 0, 0, 255)
-    reserved = [entry for entry in MemoryMap(512 * MIB).entries if entry.start == 0xE0000000]
-    assert [entry.length for entry in reserved] == [256 * MIB]
+    base, segment, first, last = struct.unpack_from("<QHBB", mcfg, 44)
+    assert (base, segment, first) == (0xE0000000, 0, 0)
+    reserved = [entry for entry in MemoryMap(512 * MIB).entries if entry.start == base]
+    assert [entry.length for entry in reserved] == [(last + 1) * MIB]
 
 
 @pytest.mark.parametrize("cpus", [0, MAX_CPUS + 1])
