@@ -1,0 +1,213 @@
+"""What CPUID tells a PV guest: the engine's processor, less what PV guests must not see, plus Xen's own leaves.
+
+Which features a PV guest may see is Xen's (the annotations in public/arch-x86/cpufeatureset.h and the PV cases of
+xen/arch/x86/cpuid.c). Xen's leaves are those of public/arch-x86/cpuid.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from xenolith.abi.x86_64 import (
+    XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD,
+    XEN_CPUID_FIRST_LEAF,
+    XEN_CPUID_MAX_NUM_LEAVES,
+    XEN_CPUID_SIGNATURE_EBX,
+    XEN_CPUID_SIGNATURE_ECX,
+    XEN_CPUID_SIGNATURE_EDX,
+)
+
+if TYPE_CHECKING:
+    from xenolith.cpu.engine import Engine
+    from xenolith.hypervisor.domain import Domain
+
+Leaf = tuple[int, int, int, int]
+"""EAX, EBX, ECX, EDX."""
+
+NOTHING: Final[Leaf] = (0, 0, 0, 0)
+
+XEN_MAJOR: Final = 4
+XEN_MINOR: Final = 17
+"""The release of Xen whose ABI this is."""
+
+TSC_KHZ: Final = 1_000_000
+"""The guest's time stamp counter counts nanoseconds."""
+
+
+def _bits(*numbers: int) -> int:
+    return sum(1 << number for number in numbers)
+
+
+FAMILY_MODEL_STEPPING: Final = 0x00030661
+"""Family 6, model 0x36, stepping 1: an in-order Intel processor. Like the emulator it never executes speculatively, so
+that guests know that they need none of the slow protections against speculation."""
+
+_MAX_BASIC_LEAF: Final = 7
+_FIRST_EXTENDED_LEAF: Final = 0x8000_0000
+_MAX_EXTENDED_LEAF: Final = 0x8000_0008
+_CLFLUSH_LINE: Final = 0x0800
+_ADDRESS_WIDTHS: Final = 48 << 8 | 46
+"""Bits of linear and of physical addresses."""
+_MACHINE_ADDRESS_BITS: Final = 46
+_INVARIANT_TSC: Final = 1 << 8
+_ONE_CORE: Final = 0x0000_3FFF
+"""Of EAX of a cache leaf: all but the counts of cores and threads that share the cache."""
+
+_HYPERVISOR: Final = 1 << 31
+
+# Bits that may be shown, leaf by leaf. Not shown: what PV guests cannot use (PSE, PGE, MTRR, VME, PCID, x2APIC, SMEP,
+# 1 GiB pages …), what needs state that engines do not switch (XSAVE, AVX, FSGSBASE), and what the emulator computes
+# wrongly (BMI1, BMI2, ADX) or slowly (ERMS).
+_SHOWN_1_ECX: Final = _bits(
+    0,  # SSE3
+    1,  # PCLMULQDQ
+    9,  # SSSE3
+    13,  # CMPXCHG16B
+    19,  # SSE4.1
+    20,  # SSE4.2
+    22,  # MOVBE
+    23,  # POPCNT
+    25,  # AES
+    30,  # RDRAND
+)
+_SHOWN_1_EDX: Final = _bits(
+    0,  # FPU
+    2,  # debugging extensions
+    4,  # TSC
+    5,  # MSR
+    6,  # PAE
+    7,  # machine-check exception
+    8,  # CMPXCHG8B
+    9,  # APIC
+    11,  # SYSENTER
+    14,  # machine-check architecture
+    15,  # CMOV
+    16,  # PAT
+    19,  # CLFLUSH
+    23,  # MMX
+    24,  # FXSAVE
+    25,  # SSE
+    26,  # SSE2
+    27,  # self-snoop
+)
+_SHOWN_7_EBX: Final = _bits(23, 24, 29)  # CLFLUSHOPT, CLWB, SHA
+_SHOWN_EXTENDED_ECX: Final = _bits(0, 5, 8)  # LAHF in 64-bit mode, LZCNT, PREFETCHW
+_SHOWN_EXTENDED_EDX: Final = _bits(11, 20, 27, 29)  # SYSCALL, NX, RDTSCP, 64-bit mode
+
+
+class CpuidPolicy:
+    """The answers to CPUID that `domain` gets on `engine`. They do not depend on the guest's mode or on how it asks."""
+
+    def __init__(self, engine: Engine, domain: Domain) -> None:
+        self._engine = engine
+        self._domain = domain
+        self._answers: dict[tuple[int, int], Leaf] = {}
+
+    def query(self, leaf: int, subleaf: int) -> Leaf:
+        """EAX, EBX, ECX and EDX of `leaf` (32 bits) and `subleaf`; a leaf beyond the last of its range is all zero."""
+        answer = _LEAVES.get(leaf)
+        if answer is None:
+            return NOTHING
+        subleaf = min(subleaf, _SUBLEAVES_KEPT)
+        key = (leaf, subleaf)
+        if key not in self._answers:
+            self._answers[key] = answer(self, subleaf)
+        return self._answers[key]
+
+    def _real(self, leaf: int, subleaf: int = 0) -> Leaf:
+        return self._engine.host_cpuid(leaf, subleaf)
+
+    def _vendor(self, subleaf: int) -> Leaf:
+        return _VENDOR
+
+    def _features(self, subleaf: int) -> Leaf:
+        _, _, ecx, edx = self._real(1)
+        return (FAMILY_MODEL_STEPPING, _CLFLUSH_LINE, ecx & _SHOWN_1_ECX | _HYPERVISOR, edx & _SHOWN_1_EDX)
+
+    def _cache_descriptors(self, subleaf: int) -> Leaf:
+        return self._real(2)
+
+    def _caches(self, subleaf: int) -> Leaf:
+        eax, ebx, ecx, edx = self._real(4, subleaf)
+        return (eax & _ONE_CORE, ebx, ecx, edx) if eax & 0x1F else NOTHING
+
+    def _structured_features(self, subleaf: int) -> Leaf:
+        return (0, self._real(7)[1] & _SHOWN_7_EBX, 0, 0) if subleaf == 0 else NOTHING
+
+    def _extended_maximum(self, subleaf: int) -> Leaf:
+        return (_MAX_EXTENDED_LEAF, 0, 0, 0)
+
+    def _extended_features(self, subleaf: int) -> Leaf:
+        _, _, ecx, edx = self._real(0x8000_0001)
+        return (0, 0, ecx & _SHOWN_EXTENDED_ECX, edx & _SHOWN_EXTENDED_EDX)
+
+    def _brand(self, part: int) -> Leaf:
+        text = f"Xenolith virtual CPU ({self._engine.name.capitalize()})".encode("ascii")[:47].ljust(48, b"\0")
+        return _words(text[16 * part : 16 * part + 16])
+
+    def _level_2_cache(self, subleaf: int) -> Leaf:
+        return (0, 0, self._real(0x8000_0006)[2], 0)
+
+    def _time_base(self, subleaf: int) -> Leaf:
+        return (0, 0, 0, _INVARIANT_TSC)
+
+    def _address_widths(self, subleaf: int) -> Leaf:
+        return (_ADDRESS_WIDTHS, 0, 0, 0)
+
+    def _xen_signature(self, subleaf: int) -> Leaf:
+        last = XEN_CPUID_FIRST_LEAF + XEN_CPUID_MAX_NUM_LEAVES
+        return (last, XEN_CPUID_SIGNATURE_EBX, XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX)
+
+    def _xen_version(self, subleaf: int) -> Leaf:
+        return (XEN_MAJOR << 16 | XEN_MINOR, 0, 0, 0)
+
+    def _xen_hypercall_page(self, subleaf: int) -> Leaf:
+        return (1, XEN_CPUID_FIRST_LEAF, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, 0)
+
+    def _xen_time(self, subleaf: int) -> Leaf:
+        return _XEN_TIME[subleaf] if subleaf < len(_XEN_TIME) else NOTHING
+
+    def _xen_pv(self, subleaf: int) -> Leaf:
+        return (0, _MACHINE_ADDRESS_BITS, 0, 0) if subleaf == 0 else NOTHING
+
+
+def _words(text: bytes) -> Leaf:
+    a, b, c, d = (int.from_bytes(text[at : at + 4], "little") for at in range(0, 16, 4))
+    return (a, b, c, d)
+
+
+_VENDOR: Final = _words(_MAX_BASIC_LEAF.to_bytes(4, "little") + b"GenuntelineI")
+
+_SAFE_TSC: Final = 1 << 1
+_HAS_RDTSCP: Final = 1 << 2
+_XEN_TIME: Final[tuple[Leaf, ...]] = (
+    (_SAFE_TSC | _HAS_RDTSCP, 0, TSC_KHZ, 1),
+    (0, 0, 1 << 31, 1),
+    (TSC_KHZ, 0, 0, 0),
+)
+"""Features, mode, the guest's kHz, incarnation; offset, offset, scale to nanoseconds; the host's kHz."""
+
+_SUBLEAVES_KEPT: Final = 64
+"""More subleaves than any leaf has: one entry of the cache stands for all above."""
+
+_LEAVES: Final[dict[int, Callable[[CpuidPolicy, int], Leaf]]] = {
+    0: CpuidPolicy._vendor,
+    1: CpuidPolicy._features,
+    2: CpuidPolicy._cache_descriptors,
+    4: CpuidPolicy._caches,
+    7: CpuidPolicy._structured_features,
+    0x4000_0000: CpuidPolicy._xen_signature,
+    0x4000_0001: CpuidPolicy._xen_version,
+    0x4000_0002: CpuidPolicy._xen_hypercall_page,
+    0x4000_0003: CpuidPolicy._xen_time,
+    0x4000_0005: CpuidPolicy._xen_pv,
+    0x8000_0000: CpuidPolicy._extended_maximum,
+    0x8000_0001: CpuidPolicy._extended_features,
+    0x8000_0002: lambda policy, subleaf: policy._brand(0),
+    0x8000_0003: lambda policy, subleaf: policy._brand(1),
+    0x8000_0004: lambda policy, subleaf: policy._brand(2),
+    0x8000_0006: CpuidPolicy._level_2_cache,
+    0x8000_0007: CpuidPolicy._time_base,
+    0x8000_0008: CpuidPolicy._address_widths,
+}
