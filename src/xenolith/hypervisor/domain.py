@@ -43,6 +43,9 @@ class Domain:
     pause_count: int = 0
     is_dying: bool = False
     shutdown_code: int | None = None
+    announced_shutdown_code: int | None = None
+    watchdogs: list[int] = field(default_factory=lambda: [0, 0])
+    """System times (ns) at which the domain's watchdogs bite; 0 for one that does not run."""
     crash_reason: str = ""
     vm_assist: int = 0
     time_offset_s: int = 0
@@ -50,6 +53,8 @@ class Domain:
     perdomain_l3_mfn: int = 0
     pirq_eoi_mfn: int = 0
     suspend_port: int = 0
+    memory_map: list[tuple[int, int, int]] = field(default_factory=list)
+    """(start, length, E820 type) in bytes, as the builder set it; empty for none."""
     port_ranges: list[tuple[int, int]] = field(default_factory=list)
     iomem_ranges: list[tuple[int, int]] = field(default_factory=list)
     events: EventChannels = field(init=False)

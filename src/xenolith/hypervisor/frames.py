@@ -38,6 +38,8 @@ FLAG_EXECUTABLE: Final = 4
 """The frame was mapped executable since it was allocated: an engine may hold translated code of it."""
 FLAG_SCRUB: Final = 8
 """The frame holds old contents and is cleared before it is given to anybody."""
+FLAG_SHARED: Final = 16
+"""The hypervisor's own frame, lent to its owner: not part of the owner's memory."""
 
 _REFILL: Final = 512
 
@@ -137,6 +139,15 @@ class FrameTable:
         result: list[int] = mfns.tolist()
         return result
 
+    def allocate_top(self, domid: int, count: int) -> list[int]:
+        """Take the highest `count` free frames, which must be adjacent. Raises XenError(ENOMEM)."""
+        mfns = np.flatnonzero(self.owners == NOBODY)[-count:]
+        if len(mfns) < count or int(mfns[-1] - mfns[0]) != count - 1:
+            raise XenError(ENOMEM, f"no {count} adjacent frames at the top of memory")
+        self._own(mfns, domid)
+        result: list[int] = mfns.tolist()
+        return result
+
     def _own(self, mfns: npt.NDArray[np.int64], domid: int) -> None:
         dirty = mfns[(self.all_flags[mfns] & FLAG_SCRUB) != 0]
         for mfn in dirty.tolist():
@@ -184,13 +195,14 @@ class FrameTable:
         left = self.count[mfn] - 1
         self.count[mfn] = left
         if not left:
-            domid = self.owner[mfn]
+            domid, flags = self.owner[mfn], self.flags[mfn]
             self.owner[mfn] = NOBODY
             self.type[mfn] = TYPE_NONE
-            self.flags[mfn] = (self.flags[mfn] & FLAG_EXECUTABLE) | FLAG_SCRUB
+            self.flags[mfn] = (flags & FLAG_EXECUTABLE) | FLAG_SCRUB
             self.stale_epoch[mfn] = self.epoch
             self.free_frames += 1
-            self.on_free(mfn, domid)
+            if not flags & FLAG_SHARED:
+                self.on_free(mfn, domid)
 
     def get_page_type(self, mfn: int, kind: int) -> None:
         """Take a type reference. The caller holds a reference to the frame.
@@ -206,7 +218,7 @@ class FrameTable:
                 )
             self.type_count[mfn] += 1
             return
-        if kind != TYPE_WRITABLE and self.stale_epoch[mfn] == self.epoch:
+        if self.type[mfn] != kind and self.stale_epoch[mfn] == self.epoch:
             self.flush()
         self.type[mfn] = kind
         self.type_count[mfn] = 1
@@ -223,9 +235,8 @@ class FrameTable:
         left = self.type_count[mfn] - 1
         if not left:
             kind = self.type[mfn]
-            if kind == TYPE_WRITABLE:
-                self.stale_epoch[mfn] = self.epoch
-            elif kind <= TYPE_SEG_DESC:
+            self.stale_epoch[mfn] = self.epoch
+            if kind <= TYPE_SEG_DESC:
                 self.devalidate(mfn, kind)
         self.type_count[mfn] = left
 

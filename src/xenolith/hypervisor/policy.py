@@ -26,6 +26,11 @@ class Policy:
         if subject is not target and Capability.CONTROL not in subject.capabilities:
             self._refuse(subject, action, f"domain {target.domid} is not its own and it lacks CONTROL")
 
+    def require_foreign_special(self, subject: Domain, owner_domid: int, action: str) -> None:
+        """Raise XenError(EPERM) unless `subject` may map frames of DOMID_IO (device memory) or DOMID_XEN (shared)."""
+        if not subject.capabilities & (Capability.HARDWARE | Capability.CONTROL):
+            self._refuse(subject, action, f"frames of domid {owner_domid:#x} need HARDWARE or CONTROL")
+
     def _refuse(self, subject: Domain, action: str, rule: str) -> None:
         self.refusals[subject.domid, action] += 1
         text = f"domain {subject.domid} may not {action}: {rule}"

@@ -1,0 +1,292 @@
+"""memory_op: what memory a domain has, giving frames back and asking for more, exchanging, and the M2P."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenolith.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH, XenError
+from xenolith.abi.hypercalls import HYPERVISOR_memory_op
+from xenolith.abi.memory import (
+    MEMOP_CMD_MASK,
+    MEMOP_EXTENT_SHIFT,
+    XENMEM_add_to_physmap,
+    XENMEM_current_reservation,
+    XENMEM_decrease_reservation,
+    XENMEM_exchange,
+    XENMEM_get_vnumainfo,
+    XENMEM_increase_reservation,
+    XENMEM_machine_memory_map,
+    XENMEM_machphys_mapping,
+    XENMEM_machphys_mfn_list,
+    XENMEM_maximum_gpfn,
+    XENMEM_maximum_ram_page,
+    XENMEM_maximum_reservation,
+    XENMEM_memory_map,
+    XENMEM_populate_physmap,
+    XenAddToPhysmap,
+    XenMachphysMapping,
+    XenMachphysMfnList,
+    XenMemoryDomain,
+    XenMemoryExchange,
+    XenMemoryMap,
+    XenMemoryReservation,
+)
+from xenolith.abi.types import Struct
+from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.frames import FLAG_ALLOCATED, FLAG_PINNED
+from xenolith.hypervisor.hypercalls.mmu import unpin
+from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
+from xenolith.hypervisor.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.machine import Hypervisor
+
+_MAX_ORDER_SELF: Final = 9
+_MAX_ORDER_PRIVILEGED: Final = 18
+_RESERVATION_OPERATIONS: Final = (XENMEM_increase_reservation, XENMEM_decrease_reservation, XENMEM_populate_physmap)
+_INVALID_M2P: Final = 0xFFFF_FFFF_FFFF_FFFF
+
+
+@hypercall(HYPERVISOR_memory_op)
+def memory_op(hv: Hypervisor, vcpu: Vcpu, command: int, vaddr: int) -> int:
+    """Dispatch by the low six bits; the rest is the extent at which a continued call goes on."""
+    start = (command & 0xFFFF_FFFF) >> MEMOP_EXTENT_SHIFT
+    command = command & MEMOP_CMD_MASK
+    if command in _RESERVATION_OPERATIONS:
+        return _reservation(hv, vcpu, command, start, vaddr)
+    if start and command != XENMEM_exchange:
+        raise XenError(ENOSYS if command > XENMEM_get_vnumainfo else EINVAL)
+    return run_operation(hv, vcpu, HYPERVISOR_memory_op, command, vaddr)
+
+
+def _target(hv: Hypervisor, vcpu: Vcpu, domid: int, action: str) -> Domain:
+    domain = hv.domain_by_id(vcpu, domid)
+    hv.policy.require_target(vcpu.domain, domain, action)
+    return domain
+
+
+# -- reservations: returns how many extents were done -----------------------------------------------------------------
+
+
+def _reservation(hv: Hypervisor, vcpu: Vcpu, command: int, start: int, vaddr: int) -> int:
+    try:
+        argument = XenMemoryReservation.from_bytes(hv.memory.read(vcpu, vaddr, XenMemoryReservation.sizeof()))
+    except XenError:
+        return start
+    limit = _MAX_ORDER_PRIVILEGED if vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
+    count, order = argument.nr_extents, argument.extent_order
+    if count > (1 << 58) or start >= count and count or order > limit:
+        return start
+    try:
+        domain = _target(hv, vcpu, argument.domid, "memory_op")
+    except XenError as error:
+        if error.errno == ESRCH:
+            return start
+        raise
+    step = {
+        XENMEM_increase_reservation: _increase,
+        XENMEM_decrease_reservation: _decrease,
+        XENMEM_populate_physmap: _populate,
+    }[command]
+    done = start
+    try:
+        while done < count:
+            step(hv, vcpu, domain, argument, argument.extent_start + done * 8)
+            done += 1
+    except XenError as error:
+        hv.note_refusal(vcpu, HYPERVISOR_memory_op, error)
+    return done
+
+
+def _allocate(hv: Hypervisor, domain: Domain, order: int, mem_flags: int = 0) -> list[int]:
+    """2**order adjacent frames for the domain, within its limit. Raises XenError(ENOMEM or EINVAL)."""
+    if domain.tot_frames + (1 << order) > domain.max_frames or domain.is_dying:
+        raise XenError(EINVAL, f"domain {domain.domid} has {domain.tot_frames} of at most {domain.max_frames} frames")
+    bits = mem_flags & 0xFF
+    highest = (1 << (bits - 12)) - 1 if 12 < bits < 64 else hv.frames.total
+    if order or highest < hv.frames.total:
+        mfns = hv.frames.allocate_contiguous(domain.domid, order, highest)
+    else:
+        mfns = hv.frames.allocate(domain.domid, 1)
+    domain.tot_frames += len(mfns)
+    return mfns
+
+
+def _populate(hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryReservation, at: int) -> None:
+    gpfn = hv.memory.read_u64(vcpu, at)
+    mfns = _allocate(hv, domain, argument.extent_order, argument.mem_flags)
+    for offset, mfn in enumerate(mfns):
+        hv.m2p[mfn] = (gpfn + offset) & _INVALID_M2P
+    hv.memory.write_u64(vcpu, at, mfns[0])
+
+
+def _increase(hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryReservation, at: int) -> None:
+    mfns = _allocate(hv, domain, argument.extent_order, argument.mem_flags)
+    if argument.extent_start:
+        hv.memory.write_u64(vcpu, at, mfns[0])
+
+
+def _decrease(hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryReservation, at: int) -> None:
+    first = hv.memory.read_u64(vcpu, at)
+    for mfn in range(first, first + (1 << argument.extent_order)):
+        give_back(hv, domain, mfn)
+
+
+def give_back(hv: Hypervisor, domain: Domain, mfn: int) -> None:
+    """The domain gives up frame `mfn`. Raises XenError(EINVAL) if it is not the domain's to give."""
+    frames = hv.frames
+    if not frames.get_page(mfn, domain.domid):
+        raise XenError(EINVAL, f"frame {mfn:#x} {frames.describe_owner(mfn)}")
+    try:
+        if not frames.flags[mfn] & FLAG_ALLOCATED:
+            raise XenError(EINVAL, f"frame {mfn:#x} is not ordinary memory of domain {domain.domid}")
+        if frames.flags[mfn] & FLAG_PINNED:
+            unpin(hv, domain, mfn)
+        hv.m2p[mfn] = _INVALID_M2P
+        frames.release_allocation(mfn)
+    finally:
+        frames.put_page(mfn)
+
+
+# -- exchange ----------------------------------------------------------------------------------------------------------
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_exchange, copy_back=True)
+def exchange(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryExchange) -> int:
+    """Give frames back and get others that are adjacent, or below an address; the pfns keep their meaning.
+
+    Raises XenError: EINVAL for sizes that do not match, EPERM for large extents, ENOMEM.
+    """
+    source, target = argument.in_, argument.out
+    if source.domid != target.domid or argument.nr_exchanged > source.nr_extents:
+        raise XenError(EINVAL)
+    if max(source.extent_order, target.extent_order) > _MAX_ORDER_PRIVILEGED:
+        raise XenError(EPERM, "extents too large")
+    limit = _MAX_ORDER_PRIVILEGED if vcpu.domain.iomem_ranges or vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
+    if max(source.extent_order, target.extent_order) > limit:
+        raise XenError(EPERM, "extents too large")
+    total = source.nr_extents << source.extent_order
+    if source.nr_extents > 1 << 40 or target.nr_extents > 1 << 40 or total != target.nr_extents << target.extent_order:
+        raise XenError(EINVAL, "sizes in and out differ")
+    domain = _target(hv, vcpu, source.domid, "XENMEM_exchange")
+    chunk = max(source.extent_order, target.extent_order)
+    ins, outs = 1 << (chunk - source.extent_order), 1 << (chunk - target.extent_order)
+    for number in range(argument.nr_exchanged // ins, source.nr_extents // ins):
+        _exchange_chunk(hv, vcpu, domain, argument, number, ins, outs)
+        argument.nr_exchanged += ins
+    return 0
+
+
+def _exchange_chunk(
+    hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryExchange, number: int, ins: int, outs: int
+) -> None:
+    source, target = argument.in_, argument.out
+    given = memoryview(hv.memory.read(vcpu, source.extent_start + number * ins * 8, ins * 8)).cast("Q").tolist()
+    gpfns = memoryview(hv.memory.read(vcpu, target.extent_start + number * outs * 8, outs * 8)).cast("Q").tolist()
+    old = [first + offset for first in given for offset in range(1 << source.extent_order)]
+    frames = hv.frames
+    for mfn in old:
+        if not 0 <= mfn < frames.total or frames.owner[mfn] != domain.domid or not frames.flags[mfn] & FLAG_ALLOCATED:
+            raise XenError(EINVAL, f"frame {mfn:#x} {frames.describe_owner(mfn)}")
+        if frames.count[mfn] != 1 or frames.type_count[mfn]:
+            raise XenError(EINVAL, f"frame {mfn:#x} is in use")
+    if len(set(old)) != len(old):
+        raise XenError(EINVAL, "a frame is given twice")
+    highest = (1 << (target.mem_flags - 12)) - 1 if 12 < target.mem_flags & 0xFF < 64 else frames.total
+    fresh = [_fresh(hv, domain, target.extent_order, highest) for _ in range(outs)]
+    for mfn in old:
+        hv.m2p[mfn] = _INVALID_M2P
+        frames.release_allocation(mfn)
+    for at, (gpfn, mfns) in enumerate(zip(gpfns, fresh, strict=True)):
+        for offset, mfn in enumerate(mfns):
+            hv.m2p[mfn] = (gpfn + offset) & _INVALID_M2P
+        domain.tot_frames += len(mfns)
+        hv.memory.write_u64(vcpu, target.extent_start + (number * outs + at) * 8, mfns[0])
+
+
+def _fresh(hv: Hypervisor, domain: Domain, order: int, highest: int) -> list[int]:
+    if order or highest < hv.frames.total:
+        return hv.frames.allocate_contiguous(domain.domid, order, highest)
+    return hv.frames.allocate(domain.domid, 1)
+
+
+# -- questions ----------------------------------------------------------------------------------------------------------
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_maximum_ram_page, raw=True)
+def maximum_ram_page(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
+    """The highest machine frame number + 1, as Xen counts max_page."""
+    return hv.frames.total
+
+
+def _domain_at(hv: Hypervisor, vcpu: Vcpu, argument: Struct, action: str) -> Domain:
+    assert isinstance(argument, XenMemoryDomain)
+    return _target(hv, vcpu, argument.domid, action)
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_current_reservation)
+def current_reservation(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryDomain) -> int:
+    return _domain_at(hv, vcpu, argument, "XENMEM_current_reservation").tot_frames
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_maximum_reservation)
+def maximum_reservation(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryDomain) -> int:
+    return _domain_at(hv, vcpu, argument, "XENMEM_maximum_reservation").max_frames
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_maximum_gpfn)
+def maximum_gpfn(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryDomain) -> int:
+    """For a PV domain: what it says itself in its shared_info."""
+    domain = _domain_at(hv, vcpu, argument, "XENMEM_maximum_gpfn")
+    return hv.max_pfn_of(domain)
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_machphys_mapping, copy_back=True)
+def machphys_mapping(hv: Hypervisor, vcpu: Vcpu, argument: XenMachphysMapping) -> int:
+    """Where the M2P is mapped, and how many frames it covers."""
+    argument.v_start, argument.v_end, argument.max_mfn = hv.xenspace.m2p_range()
+    return 0
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_machphys_mfn_list, copy_back=True)
+def machphys_mfn_list(hv: Hypervisor, vcpu: Vcpu, argument: XenMachphysMfnList) -> int:
+    """The first frame of each 2 MiB of the M2P."""
+    mfns = hv.xenspace.m2p_chunks()[: argument.max_extents]
+    hv.memory.write(vcpu, argument.extent_start, b"".join(mfn.to_bytes(8, "little") for mfn in mfns))
+    argument.nr_extents = len(mfns)
+    return 0
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_memory_map, copy_back=True)
+def memory_map(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryMap) -> int:
+    """The memory map that the builder gave to this domain. Raises XenError(ENOSYS) where there is none."""
+    if not vcpu.domain.memory_map:
+        raise XenError(ENOSYS, "this domain was given no memory map")
+    return _copy_map(hv, vcpu, argument, vcpu.domain.memory_map)
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_machine_memory_map, copy_back=True, needs=Capability.HARDWARE)
+def machine_memory_map(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryMap) -> int:
+    """The machine's own memory map (E820), for a domain that drives the hardware."""
+    return _copy_map(hv, vcpu, argument, hv.machine_map)
+
+
+def _copy_map(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryMap, entries: list[tuple[int, int, int]]) -> int:
+    if argument.nr_entries < len(entries):
+        raise XenError(EINVAL, f"room for {argument.nr_entries} of {len(entries)} entries")
+    packed = b"".join(
+        start.to_bytes(8, "little") + length.to_bytes(8, "little") + kind.to_bytes(4, "little")
+        for start, length, kind in entries
+    )
+    hv.memory.write(vcpu, argument.buffer, packed)
+    argument.nr_entries = len(entries)
+    return 0
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_add_to_physmap)
+def add_to_physmap(hv: Hypervisor, vcpu: Vcpu, argument: XenAddToPhysmap) -> int:
+    """Only a translated domain has a physmap of Xen's; a PV domain is told so."""
+    _target(hv, vcpu, argument.domid, "XENMEM_add_to_physmap")
+    raise XenError(EINVAL, "a PV domain keeps its own physical-to-machine table")
+
+

@@ -1,0 +1,146 @@
+"""Time as guests see it: the clock records in shared memory, timers, and how long each vCPU spent in which state.
+
+The time stamp counter that guests read counts nanoseconds of system time, so every clock record says the same: system
+time is the counter. It is stable by construction, on both kinds of clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenolith.abi.event_channel import VIRQ_TIMER
+from xenolith.abi.errno import XenError
+from xenolith.abi.shared_info import XEN_PVCLOCK_TSC_STABLE_BIT, SharedInfo
+from xenolith.abi.vcpu import (
+    RUNSTATE_blocked,
+    RUNSTATE_offline,
+    RUNSTATE_runnable,
+    RUNSTATE_running,
+    XEN_RUNSTATE_UPDATE,
+)
+from xenolith.abi.vm_assist import VMASST_TYPE_runstate_update_flag
+from xenolith.hypervisor.vcpu import INFO_TIME, Vcpu
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.domain import Domain
+    from xenolith.hypervisor.machine import Hypervisor
+
+NS_PER_S: Final = 1_000_000_000
+TSC_HZ: Final = NS_PER_S
+_MUL: Final = 1 << 31
+_SHIFT: Final = 1
+"""(ticks << 1) * 2**31 >> 32 nanoseconds: one tick is one nanosecond."""
+_WC_OFFSET: Final[int] = SharedInfo.wc_version.offset  # type: ignore[attr-defined]
+
+
+class Timekeeping:
+    """Clock records, timers and runstates of all vCPUs."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self._hv = hv
+
+    # -- clock records ----------------------------------------------------------------------------------------------------
+
+    def update_vcpu_time(self, vcpu: Vcpu) -> None:
+        """Write the vCPU's clock record (struct vcpu_time_info); its version grows by two."""
+        now = self._hv.now_ns()
+        at = (vcpu.info_maddr + INFO_TIME) >> 3
+        words = self._hv.ram.words
+        vcpu.time_version = (vcpu.time_version + 2) & 0xFFFF_FFFE
+        words[at] = vcpu.time_version | 1
+        words[at + 1] = self._hv.tsc()
+        words[at + 2] = now
+        words[at + 3] = _MUL | _SHIFT << 32 | XEN_PVCLOCK_TSC_STABLE_BIT << 40
+        words[at] = vcpu.time_version
+
+    def update_wall_clock(self, domain: Domain) -> None:
+        """Write the wall clock at system time zero (seconds and nanoseconds since 1970) into the shared page."""
+        at = (domain.shared_info_mfn << 12) + _WC_OFFSET
+        seconds, nanoseconds = divmod(self._hv.boot_wall_ns() + domain.time_offset_s * NS_PER_S, NS_PER_S)
+        ram = self._hv.ram.bytes.cast("B")[at : at + 16].cast("I")
+        version = (ram[0] + 2) & 0xFFFF_FFFE
+        ram[0] = version | 1
+        ram[1], ram[2], ram[3] = seconds & 0xFFFF_FFFF, nanoseconds, seconds >> 32
+        ram[0] = version
+
+    # -- timers -----------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> int | None:
+        """The earliest system time at which a timer of any vCPU expires."""
+        deadlines = [deadline for vcpu in self._hv.all_vcpus() if (deadline := _deadline_of(vcpu))]
+        return min(deadlines, default=None)
+
+    def expire(self) -> None:
+        """Send VIRQ_TIMER for every timer that has expired, and end polls whose time is over."""
+        now = self._hv.now_ns()
+        for vcpu in self._hv.all_vcpus():
+            deadline = _deadline_of(vcpu)
+            if deadline and deadline <= now:
+                self._fire(vcpu, now)
+
+    def _fire(self, vcpu: Vcpu, now: int) -> None:
+        if vcpu.polling and vcpu.poll_deadline_ns and vcpu.poll_deadline_ns <= now:
+            self._hv.wake(vcpu)
+        timer = False
+        if vcpu.singleshot_ns and vcpu.singleshot_ns <= now:
+            vcpu.singleshot_ns = 0
+            timer = True
+        if vcpu.periodic_ns and vcpu.periodic_next_ns <= now:
+            missed = (now - vcpu.periodic_next_ns) // vcpu.periodic_ns + 1
+            vcpu.periodic_next_ns += missed * vcpu.periodic_ns
+            timer = True
+        if timer:
+            vcpu.domain.events.notify_virq(vcpu, VIRQ_TIMER)
+
+    # -- runstate ---------------------------------------------------------------------------------------------------------
+
+    def set_runstate(self, vcpu: Vcpu, state: int) -> None:
+        """Account the time since the last change and enter `state` (RUNSTATE_*)."""
+        runstate = vcpu.runstate
+        if runstate.state == state:
+            return
+        now = self._hv.now_ns()
+        runstate.times_ns[runstate.state] += now - runstate.entered_ns
+        runstate.state, runstate.entered_ns = state, now
+
+    def settle(self, vcpu: Vcpu) -> None:
+        """Enter the state that a vCPU which does not run is in."""
+        if vcpu.runstate.state == RUNSTATE_running or vcpu.runstate.state != _waiting_state(vcpu):
+            self.set_runstate(vcpu, _waiting_state(vcpu))
+
+    def runstate_record(self, vcpu: Vcpu) -> list[int]:
+        """struct vcpu_runstate_info as six words, the time up to now included."""
+        runstate = vcpu.runstate
+        times = list(runstate.times_ns)
+        times[runstate.state] += self._hv.now_ns() - runstate.entered_ns
+        return [runstate.state, runstate.entered_ns, *times]
+
+    def publish_runstate(self, vcpu: Vcpu) -> None:
+        """Write the record where the guest wants it; an area that is not mapped any more is left alone."""
+        area = vcpu.runstate.area_vaddr
+        if not area:
+            return
+        words = self.runstate_record(vcpu)
+        flagged = vcpu.domain.vm_assist >> VMASST_TYPE_runstate_update_flag & 1
+        try:
+            if flagged:
+                self._hv.memory.write_u64(vcpu, area + 8, words[1] | XEN_RUNSTATE_UPDATE)
+            self._hv.memory.write(vcpu, area, b"".join(word.to_bytes(8, "little") for word in words))
+        except XenError as error:
+            self._hv.note_refusal(vcpu, -1, error)
+
+
+def _deadline_of(vcpu: Vcpu) -> int:
+    """The next time at which this vCPU's timers want something, 0 for never."""
+    deadline = vcpu.singleshot_ns
+    if vcpu.periodic_ns and (not deadline or vcpu.periodic_next_ns < deadline):
+        deadline = vcpu.periodic_next_ns
+    if vcpu.polling and vcpu.poll_deadline_ns and (not deadline or vcpu.poll_deadline_ns < deadline):
+        deadline = vcpu.poll_deadline_ns
+    return deadline
+
+
+def _waiting_state(vcpu: Vcpu) -> int:
+    if vcpu.down or vcpu.domain.is_dying or vcpu.pause_count or vcpu.domain.pause_count:
+        return RUNSTATE_offline
+    return RUNSTATE_blocked if vcpu.blocked else RUNSTATE_runnable

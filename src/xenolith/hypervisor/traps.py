@@ -1,0 +1,449 @@
+"""Exits from guests: hypercalls, exceptions and I/O come in here, and here a vCPU's next state is made.
+
+Guest kernel and guest user code both run at CPL 3; which of the two a vCPU is in is state that Xen keeps
+(`Vcpu.kernel_mode`), with its own page table root and GS base. What is not the hypervisor's own business is bounced: the
+guest's handler is entered with a frame on its kernel stack, as hardware would do for a native kernel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenolith.abi.errno import ENOSYS, XenError
+from xenolith.abi.traps import (
+    CALLBACKTYPE_event,
+    CALLBACKTYPE_nmi,
+    CALLBACKTYPE_syscall,
+    CALLBACKTYPE_sysenter,
+)
+from xenolith.abi.vm_assist import VMASST_TYPE_architectural_iopl, VMASST_TYPE_writable_pagetables
+from xenolith.cpu.registers import (
+    AC,
+    CS,
+    DF,
+    DR6_BS,
+    DR6_FIXED,
+    FLAGS_ARITHMETIC,
+    FLAGS_FIXED,
+    IF,
+    IOPL,
+    MASK64,
+    NT,
+    R8,
+    R9,
+    R10,
+    R11,
+    RAX,
+    RCX,
+    RDI,
+    RDX,
+    RF,
+    RIP,
+    RSI,
+    RSP,
+    SS,
+    TF,
+    VM,
+)
+from xenolith.hypervisor import emulate, ioports, ptwr
+from xenolith.hypervisor.descriptors import (
+    FLAT_CODE64,
+    FLAT_DATA,
+    PERDOMAIN_START,
+    XEN_CS64,
+    XEN_SS,
+    attributes_of,
+)
+from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START
+from xenolith.hypervisor.hypercalls.table import HANDLERS
+from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.machine import Hypervisor
+
+DIVIDE: Final = 0
+DEBUG: Final = 1
+BREAKPOINT: Final = 3
+INVALID_OPCODE: Final = 6
+NO_DEVICE: Final = 7
+GENERAL_PROTECTION: Final = 13
+PAGE_FAULT: Final = 14
+NAMES: Final = {
+    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS", 11: "#NP",
+    12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM",
+}  # fmt: skip
+_WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17))
+_PF_PRESENT_WRITE: Final = 3
+_PF_USER: Final = 4
+_VGCF_IN_SYSCALL: Final = 1 << 8
+_CODE64_ATTRIBUTES: Final = attributes_of(FLAT_CODE64)
+_DATA_ATTRIBUTES: Final = attributes_of(FLAT_DATA)
+_USER_FLAGS: Final = FLAGS_ARITHMETIC | TF | DF | NT | RF | AC | (1 << 21)
+
+
+class Traps:
+    """The hypervisor's side of every exit; one for the machine. `current` is the vCPU that runs."""
+
+    def __init__(self, hv: Hypervisor) -> None:
+        self._hv = hv
+        self._words = hv.ram.words
+        self._bytes = hv.ram.bytes
+        self._memory = hv.memory
+        self.current: Vcpu = None  # type: ignore[assignment]
+        self.exits = 0
+
+    # -- the engine's calls ---------------------------------------------------------------------------------------------
+
+    def on_syscall(self) -> None:
+        vcpu = self.current
+        self.exits += 1
+        if not vcpu.kernel_mode:
+            self._user_syscall(vcpu)
+        else:
+            regs = vcpu.cpu.regs
+            number = regs[RAX]
+            handler = HANDLERS.get(number)
+            vcpu.hypercall_count += 1
+            hv = self._hv
+            hv.hypercall_counts[number if number < 64 else 63] += 1
+            try:
+                if handler is None:
+                    hv.count_unimplemented(number, -1)
+                    raise XenError(ENOSYS)
+                result = call(handler, hv, vcpu, number, regs)
+                if result is not None:
+                    regs[RAX] = result & MASK64
+            except XenError as error:
+                regs[RAX] = -error.errno & MASK64
+                hv.note_refusal(vcpu, number, error)
+        self.resume(vcpu)
+
+    def on_sysenter(self) -> None:
+        vcpu = self.current
+        self.exits += 1
+        callback = vcpu.callbacks.get(CALLBACKTYPE_sysenter)
+        if vcpu.kernel_mode or callback is None or not callback.address:
+            vcpu.cpu.regs[RIP] -= 2
+            self.inject(vcpu, GENERAL_PROTECTION, 0)
+        else:
+            regs = vcpu.cpu.regs
+            regs[RIP] = regs[RSP] = 0
+            vcpu.cpu.load_segment(CS, 3, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
+            vcpu.cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
+            self.bounce(vcpu, callback.address, callback.masks_events)
+        self.resume(vcpu)
+
+    def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
+        vcpu = self.current
+        self.exits += 1
+        if software:
+            self._software_interrupt(vcpu, vector)
+        elif vector == PAGE_FAULT:
+            self._page_fault(vcpu, error_code, address)
+        elif vector == GENERAL_PROTECTION and not error_code:
+            self._try(vcpu, emulate.privileged, vector)
+        elif vector == INVALID_OPCODE:
+            self._try(vcpu, emulate.invalid_opcode, vector)
+        elif vector == NO_DEVICE:
+            vcpu.cpu.task_switched = False
+            self.inject(vcpu, vector)
+        elif vector == DEBUG:
+            self._debug(vcpu)
+        else:
+            self.inject(vcpu, vector, error_code)
+        self.resume(vcpu)
+
+    def on_port_in(self, port: int, size: int) -> int:
+        vcpu = self.current
+        self.exits += 1
+        if not ioports.permitted(self._hv, vcpu, port, size):
+            self._deny_io(vcpu, port)
+            return 0xFFFFFFFF
+        return ioports.read(self._hv, vcpu, port, size)
+
+    def on_port_out(self, port: int, size: int, value: int) -> None:
+        vcpu = self.current
+        self.exits += 1
+        if not ioports.permitted(self._hv, vcpu, port, size):
+            self._deny_io(vcpu, port)
+            return
+        ioports.write(self._hv, vcpu, port, size, value)
+        if not vcpu.runnable:
+            self._hv.engine.stop()
+
+    def on_cpuid(self) -> None:
+        self.exits += 1
+        emulate.cpuid(self._hv, self.current)
+
+    def on_rdtsc(self) -> int:
+        return self._hv.tsc()
+
+    def on_failure(self, reason: str) -> None:
+        self._hv.crash(self.current, reason)
+
+    # -- going back -------------------------------------------------------------------------------------------------------
+
+    def resume(self, vcpu: Vcpu) -> None:
+        """Deliver what is pending, and stop the engine if the vCPU cannot or should not go on."""
+        info = vcpu.info_maddr
+        if self._bytes[info] and not self._bytes[info + UPCALL_MASK]:
+            self._deliver_event(vcpu)
+        elif vcpu.nmi_pending:
+            self._deliver_nmi(vcpu)
+        if self._hv.reschedule or not vcpu.runnable:
+            self._hv.engine.stop()
+
+    def _deliver_event(self, vcpu: Vcpu) -> None:
+        callback = vcpu.callbacks.get(CALLBACKTYPE_event)
+        if callback is not None and vcpu.runnable:
+            self.bounce(vcpu, callback.address, True)
+
+    def _deliver_nmi(self, vcpu: Vcpu) -> None:
+        callback = vcpu.callbacks.get(CALLBACKTYPE_nmi)
+        if callback is not None and callback.address:
+            vcpu.nmi_pending = False
+            self.bounce(vcpu, callback.address, True)
+
+    # -- mode switching ----------------------------------------------------------------------------------------------------
+
+    def enter_kernel(self, vcpu: Vcpu) -> None:
+        vcpu.kernel_mode = True
+        vcpu.cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, vcpu.cpu.gs_base
+        self._hv.load_root(vcpu.kernel_root)
+
+    def enter_user(self, vcpu: Vcpu) -> None:
+        vcpu.kernel_mode = False
+        vcpu.cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, vcpu.cpu.gs_base
+        self._hv.load_root(vcpu.user_root)
+
+    def bounce(self, vcpu: Vcpu, address: int, masks_events: bool, error_code: int | None = None) -> None:
+        """Enter the guest kernel at `address` with an exception frame on its stack.
+
+        A guest without a handler, or without a usable stack, is crashed (xen/arch/x86/x86_64/entry.S).
+        """
+        cpu = vcpu.cpu
+        regs = cpu.regs
+        if not address:
+            self._hv.crash(vcpu, "the guest has no handler for what it must handle")
+            return
+        mask_at = vcpu.info_maddr + UPCALL_MASK
+        masked = self._bytes[mask_at]
+        code = cpu.selector(CS)
+        stack_selector, old_rsp = cpu.selector(SS), regs[RSP]
+        if vcpu.kernel_mode:
+            sp, code = old_rsp, code & ~3
+        else:
+            self.enter_kernel(vcpu)
+            sp = vcpu.kernel_sp
+        flags = cpu.flags
+        saved = flags & ~(IF | IOPL)
+        if not masked:
+            saved |= IF
+        if vcpu.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
+            saved |= vcpu.iopl << 12
+        frame = [regs[RCX], regs[R11]]
+        if error_code is not None:
+            frame.append(error_code)
+        frame += (regs[RIP], code | masked << 32, saved, old_rsp, stack_selector)
+        sp = ((sp & ~15) - 8 * len(frame)) & MASK64
+        try:
+            self._push(vcpu, sp, frame)
+        except XenError:
+            self._hv.crash(vcpu, f"the kernel stack at {sp:#x} cannot take an exception frame")
+            return
+        if masks_events:
+            self._bytes[mask_at] = 1
+        regs[RSP] = sp
+        regs[RIP] = address
+        cpu.flags = (flags & ~(AC | VM | RF | NT | TF | IOPL)) | IF
+        if cpu.selector(CS) != XEN_CS64:
+            cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
+        if stack_selector != XEN_SS:
+            cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
+
+    def _push(self, vcpu: Vcpu, sp: int, frame: list[int]) -> None:
+        memory = self._memory
+        if (sp & 0xFFF) + 8 * len(frame) <= 4096:
+            at = memory.walk(vcpu.kernel_root, sp, 3) >> 3
+            for word in frame:
+                self._words[at] = word
+                at += 1
+        else:
+            memory.write(vcpu, sp, b"".join(word.to_bytes(8, "little") for word in frame))
+
+    # -- hypercall 23 ------------------------------------------------------------------------------------------------------
+
+    def iret(self, vcpu: Vcpu) -> None:
+        """Return from an exception frame that the guest built (struct iret_context at its stack pointer)."""
+        cpu = vcpu.cpu
+        regs = cpu.regs
+        try:
+            frame = self._memory.read(vcpu, regs[RSP], 72)
+        except XenError:
+            self._hv.crash(vcpu, f"iret: the frame at {regs[RSP]:#x} cannot be read")
+            return
+        rax, r11, rcx, how, rip, code, flags, rsp, stack = memoryview(frame).cast("Q")
+        if code & 3 == 3:
+            if not vcpu.user_root:
+                self._hv.crash(vcpu, "iret to user mode without a user base pointer")
+                return
+            self.enter_user(vcpu)
+        self._bytes[vcpu.info_maddr + UPCALL_MASK] = 0 if flags & IF else 1
+        regs[RAX] = rax
+        if not how & _VGCF_IN_SYSCALL:
+            regs[R11], regs[RCX] = r11, rcx
+        regs[RIP], regs[RSP] = rip, rsp
+        cpu.flags = (flags & _USER_FLAGS) | FLAGS_FIXED | IF
+        self._load_code_and_stack(vcpu, (code & 0xFFFF) | 3, (stack & 0xFFFF) | 3)
+
+    def _load_code_and_stack(self, vcpu: Vcpu, code: int, stack: int) -> None:
+        """Load CS and SS as IRET would; a bad one is the guest's #GP at the place that it returns to."""
+        cpu = vcpu.cpu
+        lookup = self._hv.descriptors.lookup
+        if code == XEN_CS64 and cpu.selector(CS) == code:
+            pass
+        else:
+            descriptor = lookup(vcpu, code)
+            if not is_code(descriptor):
+                self.inject(vcpu, GENERAL_PROTECTION, code & 0xFFFC)
+                return
+            cpu.load_segment(CS, code, 0, limit_of(descriptor), attributes_of(descriptor))
+        if stack == cpu.selector(SS):
+            return
+        if stack == 3:
+            cpu.load_segment(SS, stack, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
+            return
+        descriptor = lookup(vcpu, stack)
+        if not is_writable_data(descriptor):
+            self.inject(vcpu, GENERAL_PROTECTION, stack & 0xFFFC)
+            return
+        cpu.load_segment(SS, stack, base_of(descriptor), limit_of(descriptor), attributes_of(descriptor))
+
+    # -- exceptions --------------------------------------------------------------------------------------------------------
+
+    def inject(self, vcpu: Vcpu, vector: int, error_code: int = 0) -> None:
+        """Bounce an exception to the guest's trap table."""
+        gate = vcpu.traps[vector]
+        if not gate.address:
+            where = "kernel" if vcpu.kernel_mode else "user"
+            extra = f" at address {self._hv.cr2_of(vcpu):#x}" if vector == PAGE_FAULT else ""
+            self._hv.crash(
+                vcpu, f"unhandled {NAMES.get(vector, f'vector {vector}')} (error code {error_code:#x}) in {where} mode{extra}"
+            )
+            return
+        self.bounce(vcpu, gate.address, gate.masks_events, error_code if vector in _WITH_ERROR_CODE else None)
+
+    def _user_syscall(self, vcpu: Vcpu) -> None:
+        cpu = vcpu.cpu
+        regs = cpu.regs
+        if cpu.selector(CS) != XEN_CS64 and not cpu_in_long_mode(self._hv, vcpu):
+            regs[RIP] -= 2
+            self.inject(vcpu, INVALID_OPCODE)
+            return
+        callback = vcpu.callbacks.get(CALLBACKTYPE_syscall)
+        regs[RCX] = regs[RIP]
+        regs[R11] = cpu.flags | IF
+        cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
+        cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
+        self.bounce(vcpu, callback.address if callback else 0, bool(callback and callback.masks_events))
+
+    def _software_interrupt(self, vcpu: Vcpu, vector: int) -> None:
+        gate = vcpu.traps[vector]
+        limit = (0 if vcpu.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1 else 1) if vcpu.kernel_mode else 3
+        if vector not in (3, 4) and (gate.dpl < limit or not gate.address):
+            vcpu.cpu.regs[RIP] -= 2
+            self.inject(vcpu, GENERAL_PROTECTION, vector * 8 + 2)
+            return
+        if not gate.address:
+            self.inject(vcpu, vector)
+            return
+        self.bounce(vcpu, gate.address, gate.masks_events)
+
+    def _page_fault(self, vcpu: Vcpu, error_code: int, address: int) -> None:
+        hv = self._hv
+        if HYPERVISOR_START <= address < HYPERVISOR_END and not error_code & _PF_USER:
+            if address < PERDOMAIN_START:
+                self.inject(vcpu, GENERAL_PROTECTION, 0)
+                return
+            guest_address = hv.descriptors.ldt_fault(vcpu, address)
+            if guest_address is None:
+                return
+            if guest_address < 0:
+                self.inject(vcpu, GENERAL_PROTECTION, address & 0xFFFC)
+                return
+            address = guest_address
+        elif (
+            error_code & _PF_PRESENT_WRITE == _PF_PRESENT_WRITE
+            and vcpu.kernel_mode
+            and vcpu.domain.vm_assist >> VMASST_TYPE_writable_pagetables & 1
+            and not CANONICAL_LOW_END <= address < HYPERVISOR_END
+            and ptwr.emulate_write(hv, vcpu, address)
+        ):
+            hv.page_table_writes += 1
+            return
+        self.inject_page_fault(vcpu, error_code, address)
+
+    def inject_page_fault(self, vcpu: Vcpu, error_code: int, address: int) -> None:
+        """The guest's own page fault; its user bit follows the guest's mode, not the CPL."""
+        self._words[(vcpu.info_maddr + INFO_CR2) >> 3] = address
+        error_code = error_code & ~_PF_USER if vcpu.kernel_mode else error_code | _PF_USER
+        self.inject(vcpu, PAGE_FAULT, error_code)
+
+    def _try(self, vcpu: Vcpu, attempt: emulate.Attempt, vector: int) -> None:
+        try:
+            done = attempt(self._hv, vcpu)
+        except emulate.GuestFault as fault:
+            if fault.vector == PAGE_FAULT:
+                self.inject_page_fault(vcpu, fault.error_code, fault.address)
+            else:
+                self.inject(vcpu, fault.vector, fault.error_code)
+            return
+        if not done:
+            self.inject(vcpu, vector, 0)
+
+    def _debug(self, vcpu: Vcpu) -> None:
+        status = vcpu.cpu.debug_register(6) & 0xE00F
+        if vcpu.cpu.flags & TF:
+            status |= DR6_BS
+        vcpu.debug[6] = DR6_FIXED | status
+        vcpu.cpu.set_debug_register(6, DR6_FIXED)
+        self.inject(vcpu, DEBUG)
+
+    def _deny_io(self, vcpu: Vcpu, port: int) -> None:
+        self._hv.publish("io-denied", domid=vcpu.domain.domid, vcpu=vcpu.vcpu_id, port=port)
+
+
+def call(handler: object, hv: Hypervisor, vcpu: Vcpu, number: int, regs: memoryview) -> int | None:
+    """Run a hypercall handler with as many register arguments as the table declares."""
+    count = hv.argument_counts[number]
+    if count == 2:
+        return handler(hv, vcpu, regs[RDI], regs[RSI])  # type: ignore[operator,no-any-return]
+    if count == 4:
+        return handler(hv, vcpu, regs[RDI], regs[RSI], regs[RDX], regs[R10])  # type: ignore[operator,no-any-return]
+    arguments = (regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9])[:count]
+    return handler(hv, vcpu, *arguments)  # type: ignore[operator,no-any-return]
+
+
+def cpu_in_long_mode(hv: Hypervisor, vcpu: Vcpu) -> bool:
+    """Whether the code segment is a 64-bit one."""
+    return bool(hv.descriptors.lookup(vcpu, vcpu.cpu.selector(CS)) >> 53 & 1)
+
+
+def base_of(descriptor: int) -> int:
+    return (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24
+
+
+def limit_of(descriptor: int) -> int:
+    """The segment limit in bytes."""
+    limit = (descriptor & 0xFFFF) | (descriptor >> 32 & 0xF0000)
+    return limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
+
+
+def is_code(descriptor: int) -> bool:
+    """Present, and a code segment that CPL 3 may run."""
+    return descriptor >> 40 & 0xF8 == 0xF8
+
+
+def is_writable_data(descriptor: int) -> bool:
+    """Present, and a data segment that CPL 3 may write."""
+    return descriptor >> 40 & 0xFA == 0xF2

@@ -1,0 +1,67 @@
+"""The hypervisor's part of every guest's address space: the machine-to-physical table, and the domain's own area.
+
+Of Xen's reserved L4 slots 256 to 271 a guest sees the M2P (slot 256, read-only) and, for the processor only, its
+descriptor tables (slot 260). The M2P has no page where the machine has no memory, so that looking there faults.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from xenolith.hypervisor.domain import Domain
+from xenolith.hypervisor.frames import NOT_RAM, FrameTable
+from xenolith.hypervisor.pagetables import XEN_SLOT_FIRST, XEN_SLOT_LAST
+
+M2P_START: Final = 0xFFFF_8000_0000_0000
+M2P_END: Final = 0xFFFF_8040_0000_0000
+_M2P_SLOT: Final = 256
+_PERDOMAIN_SLOT: Final = 260
+_ENTRIES_PER_FRAME: Final = 512
+_TABLE: Final = 0x27
+_READ_ONLY: Final = 0x8000_0000_0000_0025
+_SUPERVISOR_TABLE: Final = 0x23
+
+
+class XenSpace:
+    """Builds the M2P over `frames`, owned by `xen_domid`. `m2p` is the table as 64-bit words, indexed by mfn."""
+
+    def __init__(self, frames: FrameTable, xen_domid: int) -> None:
+        self._frames = frames
+        self._words = frames.ram.words
+        size = -(-frames.total // _ENTRIES_PER_FRAME)
+        self._m2p_mfns = frames.allocate_top(xen_domid, size)
+        first = self._m2p_mfns[0]
+        self.m2p = self._words[first << 9 : (first + size) << 9]
+        np.frombuffer(self.m2p, dtype=np.uint64)[:] = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+        self._l3_mfn = self._build_tables(xen_domid, size)
+
+    def _build_tables(self, xen_domid: int, size: int) -> int:
+        l1_count = -(-size // 512)
+        l3, l2, *l1s = self._frames.allocate(xen_domid, 2 + l1_count)
+        self._words[l3 << 9] = l2 << 12 | _TABLE
+        memory = self._frames.owners != NOT_RAM
+        for number, l1 in enumerate(l1s):
+            self._words[(l2 << 9) + number] = l1 << 12 | _TABLE
+            for slot in range(min(512, size - number * 512)):
+                page = number * 512 + slot
+                if memory[page * _ENTRIES_PER_FRAME : (page + 1) * _ENTRIES_PER_FRAME].any():
+                    self._words[(l1 << 9) + slot] = self._m2p_mfns[page] << 12 | _READ_ONLY
+        return l3
+
+    def fill_slots(self, l4_mfn: int, domain: Domain) -> None:
+        """Write the hypervisor's entries into an L4 table of `domain`."""
+        base = l4_mfn << 9
+        for slot in range(XEN_SLOT_FIRST, XEN_SLOT_LAST + 1):
+            self._words[base + slot] = 0
+        self._words[base + _M2P_SLOT] = self._l3_mfn << 12 | _TABLE
+        self._words[base + _PERDOMAIN_SLOT] = domain.perdomain_l3_mfn << 12 | _SUPERVISOR_TABLE
+
+    def m2p_range(self) -> tuple[int, int, int]:
+        """Where guests see the M2P: first address, address after the last, and the highest index."""
+        return M2P_START, M2P_END, (M2P_END - M2P_START) // 8 - 1
+
+    def m2p_chunks(self) -> list[int]:
+        """The first frame of each 2 MiB of the M2P."""
+        return self._m2p_mfns[::512]
