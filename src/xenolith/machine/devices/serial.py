@@ -35,6 +35,7 @@ IIR_NONE = 0x01
 IIR_MODEM_STATUS = 0x00
 IIR_TRANSMITTED = 0x02
 IIR_RECEIVED = 0x04
+IIR_LINE_STATUS = 0x06
 IIR_TIMEOUT = 0x0C
 IIR_FIFO = 0xC0
 
@@ -50,6 +51,7 @@ MCR_OUT2 = 1 << 3
 MCR_LOOP = 1 << 4
 
 LSR_DATA_READY = 1 << 0
+LSR_OVERRUN = 1 << 1
 LSR_TRANSMITTER_EMPTY = 0x60
 
 MSR_CTS = 1 << 4
@@ -63,13 +65,16 @@ _CONNECTED = MSR_CTS | MSR_DSR | MSR_DCD
 class Serial:
     """A 16550A. `sink(data)` takes what the guest sends; `line(level)` is its interrupt wire.
 
-    Bytes fed beyond the 16 of the FIFO wait outside it, as with hardware flow control, so none is ever lost.
+    The cable has handshake lines: the host holds bytes back while the guest's RTS is off or its FIFO is full, so that
+    none is lost before a driver opens the port or while it is slow.
     """
 
     def __init__(self, sink: Callable[[bytes], None], line: Callable[[bool], None]) -> None:
         self._sink = sink
         self._line = line
-        self._received: deque[int] = deque()
+        self._held: deque[int] = deque()
+        self._fifo: deque[int] = deque()
+        self._overrun = False
         self._divisor = 12
         self._ier = 0
         self._lcr = 0
@@ -86,13 +91,13 @@ class Serial:
 
     def feed(self, data: bytes) -> None:
         """The host sends `data` to the guest."""
-        self._received.extend(data)
-        self._update_line()
+        self._held.extend(data)
+        self._receive()
 
     @property
     def waiting(self) -> int:
         """Bytes fed that the guest has not yet read."""
-        return len(self._received)
+        return len(self._held) + len(self._fifo)
 
     def read_port(self, port: int, size: int) -> int:
         offset = port & 7
@@ -108,19 +113,32 @@ class Serial:
         elif write := self._WRITE.get(offset):
             write(self, value)
 
-    def _read_data(self) -> int:
-        value = self._received.popleft() if self._received else 0
+    @property
+    def _fifo_room(self) -> int:
+        return (FIFO_BYTES if self._fifo_enabled else 1) - len(self._fifo)
+
+    def _receive(self) -> None:
+        """Take what the host holds and the FIFO has room for, if the guest is ready."""
+        if self._mcr & (MCR_RTS | MCR_LOOP) == MCR_RTS:
+            for _ in range(min(self._fifo_room, len(self._held))):
+                self._fifo.append(self._held.popleft())
         self._update_line()
+
+    def _read_data(self) -> int:
+        value = self._fifo.popleft() if self._fifo else 0
+        self._receive()
         return value
 
     def _write_data(self, value: int) -> None:
         # The byte leaves at once: the interrupt goes away and comes back, which an edge-triggered input must see.
         self._transmitted_pending = False
         self._update_line()
-        if self._mcr & MCR_LOOP:
-            self._received.append(value)
-        else:
+        if not self._mcr & MCR_LOOP:
             self._sink(bytes((value,)))
+        elif self._fifo_room > 0:
+            self._fifo.append(value)
+        else:
+            self._overrun = True
         self._transmitted_pending = True
         self._update_line()
 
@@ -139,13 +157,11 @@ class Serial:
 
     def _write_fcr(self, value: int) -> None:
         enable = bool(value & FCR_ENABLE)
-        if value & FCR_CLEAR_RECEIVER:
-            # Only what stood in the FIFO goes; what waits outside it has not arrived yet.
-            for _ in range(min(FIFO_BYTES, len(self._received))):
-                self._received.popleft()
+        if value & FCR_CLEAR_RECEIVER or enable != self._fifo_enabled:
+            self._fifo.clear()
         self._fifo_enabled = enable
         self._trigger = _TRIGGER_LEVELS[value >> 6 & 3] if enable else 1
-        self._update_line()
+        self._receive()
 
     def _write_lcr(self, value: int) -> None:
         self._lcr = value
@@ -154,10 +170,12 @@ class Serial:
         before = self._modem_status()
         self._mcr = value & 0x1F
         self._modem_delta |= (before ^ self._modem_status()) >> 4
-        self._update_line()
+        self._receive()
 
     def _read_lsr(self) -> int:
-        return LSR_TRANSMITTER_EMPTY | (LSR_DATA_READY if self._received else 0)
+        overrun, self._overrun = self._overrun, False
+        self._update_line()
+        return LSR_TRANSMITTER_EMPTY | (LSR_OVERRUN if overrun else 0) | (LSR_DATA_READY if self._fifo else 0)
 
     def _read_msr(self) -> int:
         value = self._modem_status() | self._modem_delta
@@ -176,8 +194,10 @@ class Serial:
 
     def _cause(self) -> int:
         """The interrupt identification of the highest pending and enabled interrupt."""
-        if self._ier & IER_RECEIVED and self._received:
-            return IIR_RECEIVED if len(self._received) >= self._trigger else IIR_TIMEOUT
+        if self._ier & IER_LINE_STATUS and self._overrun:
+            return IIR_LINE_STATUS
+        if self._ier & IER_RECEIVED and self._fifo:
+            return IIR_RECEIVED if len(self._fifo) >= self._trigger else IIR_TIMEOUT
         if self._ier & IER_TRANSMITTED and self._transmitted_pending:
             return IIR_TRANSMITTED
         if self._ier & IER_MODEM_STATUS and self._modem_delta:

@@ -146,16 +146,49 @@ def test_out2_gates_the_wire(line: Line) -> None:
     assert line.wire.level
 
 
+def test_nothing_arrives_until_the_guest_is_ready_and_nothing_is_lost_by_opening(line: Line) -> None:
+    line.serial.feed(b"typed early")
+    assert not line.read(LSR) & 1
+    line.write(FCR, 0x07)
+    line.open(0x01)
+    received = bytearray()
+    while line.read(LSR) & 1:
+        received.append(line.read(DATA))
+    assert received == b"typed early"
+
+
+def test_loopback_overruns_a_full_fifo_and_tells_it_once(line: Line) -> None:
+    line.open(0x04)
+    line.write(MCR, 0x1B)
+    for byte in range(20):
+        line.write(DATA, byte)
+    assert line.serial.waiting == 16
+    assert line.read(IIR) & 0x0F == 0x06
+    assert line.read(LSR) & 0x02
+    assert not line.read(LSR) & 0x02
+    assert line.read(IIR) & 0x0F == 0x01
+    assert [line.read(DATA) for _ in range(16)] == list(range(16))
+    assert line.sent == b""
+
+
 def test_an_empty_receiver_reads_zero_and_says_so(line: Line) -> None:
     assert line.read(DATA) == 0
     assert not line.read(LSR) & 0x01
 
 
 def test_clearing_the_receiver_drops_the_fifo_but_not_what_still_waits(line: Line) -> None:
+    line.open(0x01)
     line.serial.feed(bytes(range(20)))
     line.write(FCR, 0x03)
     assert line.serial.waiting == 4
     assert line.read(DATA) == 16
+
+
+def test_without_its_fifo_one_byte_is_held(line: Line) -> None:
+    line.open(0x01, fcr=0)
+    line.serial.feed(b"ab")
+    assert line.read(IIR) == 0x04
+    assert [line.read(DATA), line.read(DATA)] == list(b"ab")
 
 
 REGISTERS = st.sampled_from([IER, IIR, LCR, MCR, LSR, MSR, SCRATCH])
@@ -165,6 +198,7 @@ REGISTERS = st.sampled_from([IER, IIR, LCR, MCR, LSR, MSR, SCRATCH])
 def test_no_byte_is_lost_in_either_direction(new_wire: type[Wire], steps: list[bytes | tuple[int, int]]) -> None:
     """Bytes fed and sent arrive in order whatever else software does, except FIFO resets and loopback."""
     line = Line(new_wire())
+    line.write(FCR, 0x01)
     fed, received, sent = bytearray(), bytearray(), bytearray()
     for step in steps:
         if isinstance(step, bytes):
@@ -178,8 +212,9 @@ def test_no_byte_is_lost_in_either_direction(new_wire: type[Wire], steps: list[b
         else:
             register, value = step
             line.read(register)
-            line.write(register, value & ~0x02 if register == FCR else value & ~0x10 if register == MCR else value)
+            line.write(register, {FCR: value & ~0x02 | 0x01, MCR: value & ~0x10}.get(register, value))
     line.write(LCR, 0x03)
+    line.write(MCR, 0x02)
     while line.read(LSR) & 1:
         received.append(line.read(DATA))
     assert (received, line.sent) == (fed, sent)
