@@ -15,8 +15,8 @@ NOTE_NAMES: Final = {
     number: name.removeprefix("XEN_ELFNOTE_")
     for name, number in vars(elfnotes).items()
     if name.startswith("XEN_ELFNOTE_") and name != "XEN_ELFNOTE_MAX"
-}
-"""Note type to its name in elfnote.h, without the prefix."""
+} | {19: "PHYS32_RELOC"}
+"""Note type to its name in elfnote.h, without the prefix; PHYS32_RELOC is younger than the headers followed here."""
 
 _STRING_NOTES: Final = frozenset(
     {"INFO", "XEN_VERSION", "GUEST_OS", "GUEST_VERSION", "LOADER", "PAE_MODE", "FEATURES", "BSD_SYMTAB"}
@@ -271,4 +271,4 @@ def show(value: NoteValue) -> str:
     """A note's value for people: hexadecimal numbers, quoted strings, bytes as hexadecimal pairs."""
     if isinstance(value, int):
         return f"{value:#x}"
-    return f'"{value}"' if isinstance(value, str) else value.hex(" ", 8)
+    return f'"{value}"' if isinstance(value, str) else value.hex(" ", -8)
