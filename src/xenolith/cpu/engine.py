@@ -106,7 +106,10 @@ class Engine(Protocol):
     def switch_to(self, cpu: Cpu) -> None:
         """Make `cpu` the one that runs. The caller loads its root afterwards."""
 
-    def run(self, handler: ExitHandler) -> None:
+    def attach(self, handler: ExitHandler) -> None:
+        """Tell `handler` of every exit from now on."""
+
+    def run(self) -> None:
         """Execute the current processor until `stop` or `kick`."""
 
     def stop(self) -> None:
@@ -137,6 +140,9 @@ class Engine(Protocol):
         self, maddr: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
     ) -> None:
         """Route guest accesses to machine addresses outside RAM to callbacks (offset, size[, value])."""
+
+    def unmapped(self, end: int) -> list[range]:
+        """The machine addresses below `end` at which the processor finds neither RAM nor a device."""
 
     def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """What the processor can really do: EAX, EBX, ECX, EDX of a CPUID leaf before any policy."""

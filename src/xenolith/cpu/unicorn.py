@@ -253,19 +253,17 @@ class UnicornEngine:
 
     name = "unicorn"
 
-    def __init__(self, ram: Ram) -> None:
+    def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         self._lib = _load_library()
         self._uc = ctypes.c_void_p()
         self._check(self._lib.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self._uc)), "open")
         self._control(_CTL_CPU_MODEL, _CPU_MODEL_HASWELL)
         self._control(_CTL_USE_EXITS, 1)
         self._control(_CTL_TCG_BUFFER_SIZE, 96 << 20)
-        self._check(
-            self._lib.uc_mem_map_ptr(
-                self._uc, ctypes.c_uint64(0), ctypes.c_size_t(ram.size), _PROT_ALL, ctypes.c_void_p(ram.host_address)
-            ),
-            "map RAM",
-        )
+        self._mapped: list[range] = []
+        self._ram_blocks: list[tuple[range, int]] = []
+        for addresses in ram_ranges or [range(ram.size)]:
+            self._map_ram(ram, addresses)
         self._cr3 = ctypes.c_uint64()
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
@@ -282,6 +280,21 @@ class UnicornEngine:
         self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         self._ram = ram
+
+    def _map_ram(self, ram: Ram, addresses: range) -> None:
+        self._check(
+            self._lib.uc_mem_map_ptr(
+                self._uc,
+                ctypes.c_uint64(addresses.start),
+                ctypes.c_size_t(len(addresses)),
+                _PROT_ALL,
+                ctypes.c_void_p(ram.host_address + addresses.start),
+            ),
+            "map RAM",
+        )
+        # The library numbers RAM blocks one after the other in an address space of its own.
+        self._ram_blocks.append((addresses, sum(len(earlier) for earlier in self._mapped)))
+        self._mapped.append(addresses)
 
     # -- start-up: finding and verifying the state block ------------------------------------------------------------
 
@@ -395,7 +408,20 @@ class UnicornEngine:
         self._lib.tlb_flush_page_x86_64(self._cpu_pointer, ctypes.c_uint64(vaddr))
 
     def invalidate_code(self, maddr: int, size: int) -> None:
-        self._lib.tb_invalidate_phys_range_x86_64(self._uc, ctypes.c_uint64(maddr), ctypes.c_uint64(maddr + size))
+        for addresses, offset in self._ram_blocks:
+            if maddr in addresses:
+                start = maddr - addresses.start + offset
+                self._lib.tb_invalidate_phys_range_x86_64(
+                    self._uc, ctypes.c_uint64(start), ctypes.c_uint64(start + size)
+                )
+
+    def unmapped(self, end: int) -> list[range]:
+        gaps, at = [], 0
+        for addresses in sorted(self._mapped, key=lambda mapped: mapped.start):
+            if at < addresses.start:
+                gaps.append(range(at, addresses.start))
+            at = addresses.stop
+        return [*gaps, range(at, end)] if at < end else gaps
 
     def fxsave(self, cpu: UnicornCpu) -> bytes:
         raise NotImplementedError
@@ -556,6 +582,7 @@ class UnicornEngine:
             ),
             "map a device",
         )
+        self._mapped.append(range(maddr, maddr + size))
 
     def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Runs CPUID on the emulated processor itself, through the library's own helper."""

@@ -8,6 +8,7 @@ from enum import Flag, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xenolith.hypervisor.crash import CrashReport
     from xenolith.hypervisor.events import EventChannels
     from xenolith.hypervisor.grants import GrantTable
     from xenolith.hypervisor.vcpu import Vcpu
@@ -47,6 +48,7 @@ class Domain:
     watchdogs: list[int] = field(default_factory=lambda: [0, 0])
     """System times (ns) at which the domain's watchdogs bite; 0 for one that does not run."""
     crash_reason: str = ""
+    crash_report: CrashReport | None = None
     vm_assist: int = 0
     time_offset_s: int = 0
     weight: int = 256

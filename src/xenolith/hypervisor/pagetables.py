@@ -21,14 +21,14 @@ from xenolith.hypervisor.frames import (
     FLAG_EXECUTABLE,
     NOT_RAM,
     TYPE_L1,
-    TYPE_L2,
-    TYPE_L3,
     TYPE_L4,
     TYPE_NAMES,
     TYPE_SEG_DESC,
     TYPE_WRITABLE,
     FrameTable,
 )
+from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, GuestMemory
+from xenolith.hypervisor.vcpu import Vcpu
 
 PRESENT: Final = 1
 RW: Final = 2
@@ -71,8 +71,9 @@ def adjust_l1e(entry: int) -> int:
 class PageTables:
     """The rules for all guests' tables. `fill_xen_slots(l4_mfn, domain)` writes the hypervisor's own L4 entries."""
 
-    def __init__(self, frames: FrameTable, domains: dict[int, Domain]) -> None:
+    def __init__(self, frames: FrameTable, memory: GuestMemory, domains: dict[int, Domain]) -> None:
         self._frames = frames
+        self._memory = memory
         self._domains = domains
         self._words = frames.ram.words
         self._table = np.frombuffer(frames.ram.bytes, dtype=np.uint64)
@@ -377,11 +378,25 @@ class PageTables:
         self._words[pte_maddr >> 3] = replacement_l1e
         self._frames.flush()
 
+    def _grant_vaddr(self, vcpu: Vcpu, vaddr: int) -> int:
+        maddr = 0
+        if not CANONICAL_LOW_END <= vaddr < HYPERVISOR_END:
+            maddr = self._memory.l1e_maddr(vcpu.kernel_root, vaddr)
+        if not maddr:
+            raise XenError(EINVAL, f"no L1 table maps {vaddr:#x}")
+        return maddr
+
+    def map_grant_vaddr(self, vcpu: Vcpu, vaddr: int, l1e: int) -> None:
+        """`map_grant_pte` for the entry that maps a virtual address of the vCPU's kernel."""
+        self.map_grant_pte(vcpu.domain, self._grant_vaddr(vcpu, vaddr), l1e)
+
+    def unmap_grant_vaddr(self, vcpu: Vcpu, vaddr: int, mfn: int, replacement_l1e: int) -> None:
+        """`unmap_grant_pte` for the entry that maps a virtual address of the vCPU's kernel."""
+        self.unmap_grant_pte(vcpu.domain, self._grant_vaddr(vcpu, vaddr), mfn, replacement_l1e)
+
 
 def _count_down(counter: Counter[int], key: int) -> None:
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]
 
-
-TABLE_KINDS: Final = (TYPE_L1, TYPE_L2, TYPE_L3, TYPE_L4)

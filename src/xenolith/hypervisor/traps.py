@@ -104,6 +104,7 @@ class Traps:
             number = regs[RAX]
             handler = HANDLERS.get(number)
             vcpu.hypercall_count += 1
+            vcpu.last_hypercalls.append((number, (regs[RDI], regs[RSI], regs[RDX], regs[R10])))
             hv = self._hv
             hv.hypercall_counts[number if number < 64 else 63] += 1
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -95,6 +96,7 @@ class Vcpu:
     timer_op_ns: int = 0
     vruntime_ns: int = 0
     hypercall_count: int = 0
+    last_hypercalls: deque[tuple[int, tuple[int, ...]]] = field(default_factory=lambda: deque(maxlen=16))
 
     def __repr__(self) -> str:
         return f"d{self.domain.domid}v{self.vcpu_id}"

@@ -1,1 +1,29 @@
 """Handlers of hypercalls, one module for each family; `table` binds them to their numbers."""
+
+from importlib import import_module
+from typing import Final
+
+FAMILIES: Final = (
+    "console_io",
+    "cpu",
+    "event_channel",
+    "grant_table",
+    "mca",
+    "memory",
+    "misc",
+    "mmu",
+    "nmi",
+    "physdev",
+    "platform",
+    "sched",
+    "version",
+    "vm_assist",
+    "xenpmu",
+    "xsm",
+)
+
+
+def load_all() -> None:
+    """Import every family, so that the table knows all handlers."""
+    for family in FAMILIES:
+        import_module(f"{__name__}.{family}")

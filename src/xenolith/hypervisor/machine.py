@@ -1,0 +1,456 @@
+"""The hypervisor itself: it owns the machine's frames and domains, and runs vCPUs on an engine.
+
+Everything here is semantics: the outside world (terminals, the passing of host time, files) is behind `Host`, and what
+happens is told to `subscribers`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from xenolith.abi.errno import EINVAL, ENOMEM, ESRCH, XenError
+from xenolith.abi.hypercalls import HYPERCALLS
+from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
+from xenolith.abi.shared_info import SharedInfo
+from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF, DOMID_XEN
+from xenolith.hypervisor import hypercalls
+from xenolith.hypervisor.contexts import Contexts
+from xenolith.hypervisor.cpuid import CpuidPolicy
+from xenolith.hypervisor.crash import CrashReport, describe
+from xenolith.hypervisor.descriptors import DescriptorTables
+from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.events import EventChannels
+from xenolith.hypervisor.frames import (
+    FLAG_ALLOCATED,
+    FLAG_PINNED,
+    FLAG_SHARED,
+    TYPE_L4,
+    TYPE_WRITABLE,
+    FrameTable,
+)
+from xenolith.hypervisor.grants import GrantTable
+from xenolith.hypervisor.guest_memory import GuestMemory
+from xenolith.hypervisor.hypercalls import mmu
+from xenolith.hypervisor.pagetables import PageTables
+from xenolith.hypervisor.pirqs import Pirqs
+from xenolith.hypervisor.policy import Policy
+from xenolith.hypervisor.scheduler import SLICE_NS, Scheduler
+from xenolith.hypervisor.timekeeping import Timekeeping
+from xenolith.hypervisor.traps import Traps
+from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
+from xenolith.hypervisor.xenspace import XenSpace
+
+if TYPE_CHECKING:
+    from xenolith.cpu.engine import Engine
+    from xenolith.machine.clock import Clock
+    from xenolith.machine.pc import Pc
+    from xenolith.machine.ram import Ram
+
+MAX_VCPUS: Final = 128
+_DEVICE_SPACE_END: Final = 1 << 40
+"""Bytes: physical addresses that the processors have."""
+_KEPT_FRAMES: Final = (0xFEC00, 0xFEE00)
+"""I/O APIC and local APIC: the hypervisor's own, which a domain reaches by physdev_op and events."""
+_LEGACY_VCPUS: Final = 32
+_INFO_BYTES: Final = 64
+_MAX_PFN_OFFSET: Final[int] = SharedInfo.arch.offset  # type: ignore[attr-defined]
+Subscriber = Callable[[str, dict[str, Any]], None]
+
+
+class Host(Protocol):
+    """What the hypervisor needs of the world outside."""
+
+    def poll(self) -> None:
+        """Do what has come in from outside since the last call."""
+
+    def arm(self, deadline_ns: int | None) -> None:
+        """Kick the engine at this system time, and whenever something comes in from outside."""
+
+    def wait(self, deadline_ns: int | None) -> None:
+        """Return at this system time, or earlier when something comes in from outside."""
+
+
+class Hypervisor:
+    """One machine under Xenolith. `pc` is its hardware below RAM and processor; None for a bare machine."""
+
+    def __init__(self, ram: Ram, engine: Engine, clock: Clock, host: Host, pc: Pc | None = None) -> None:
+        self.ram = ram
+        self.engine = engine
+        self.clock = clock
+        self.host = host
+        self.pc = pc
+        self.subscribers: list[Subscriber] = []
+        self.console_sink: Callable[[Domain, bytes], None] = lambda domain, data: None
+        self.console_source: Callable[[int], bytes] = lambda limit: b""
+        self.domains: dict[int, Domain] = {}
+        self.power_action: str | None = None
+        self.reschedule = False
+        self.in_multicall = False
+        self.page_table_writes = 0
+        self.hypercall_counts = [0] * 64
+        self.unimplemented: Counter[tuple[int, int]] = Counter()
+        self.argument_counts = {call.number: len(call.arguments) for call in HYPERCALLS}
+        self.last_refusal = ""
+        self._wall_offset_ns = 0
+        self._cpuid: dict[int, CpuidPolicy] = {}
+        self._next_domid = 0
+        self.vcpu_op_target: Vcpu
+
+        self.frames = FrameTable(ram)
+        self.machine_map: list[tuple[int, int, int]] = []
+        self._add_memory()
+        self.memory = GuestMemory(self.frames)
+        self.policy = Policy(lambda text: self.publish("refused", text=text))
+        self.pagetables = PageTables(self.frames, self.memory, self.domains)
+        self.descriptors = DescriptorTables(self.frames, self.memory, DOMID_XEN)
+        self.xenspace = XenSpace(self.frames, DOMID_XEN)
+        self.m2p = self.xenspace.m2p
+        self.pagetables.fill_xen_slots = self.xenspace.fill_slots
+        self.pagetables.check_descriptors = self.descriptors.check_frame
+        self.pagetables.drop_ldt = self._drop_ldts
+        self.frames.flush = self.flush_all
+        self.frames.invalidate_code = engine.invalidate_code
+        self.frames.on_free = self._frame_freed
+        self.dummy_vcpu_info_maddr = self.frames.allocate(DOMID_XEN, 1)[0] << 12
+        self.timekeeping = Timekeeping(self)
+        self.scheduler = Scheduler(self)
+        self.contexts = Contexts(self)
+        self.pirqs = Pirqs(self)
+        hypercalls.load_all()
+        self.traps = Traps(self)
+        engine.attach(self.traps)
+        if pc is not None:
+            self._map_devices(pc)
+
+    def _add_memory(self) -> None:
+        if self.pc is None:
+            self.frames.add_ram(1, self.frames.total - 1)
+            self.machine_map = [(0, self.frames.total << 12, 1)]
+            return
+        for mfns in self.pc.memory_map.ram_ranges:
+            self.frames.add_ram(mfns.start, len(mfns))
+        self.machine_map = [(entry.start, entry.length, int(entry.type)) for entry in self.pc.memory_map.entries]
+
+    def _map_devices(self, pc: Pc) -> None:
+        """Everything outside RAM goes to the memory-mapped bus, where what nobody claims reads all ones."""
+        pc.install_firmware(self.ram.bytes)
+        for space in self.engine.unmapped(_DEVICE_SPACE_END):
+            self.engine.map_mmio(
+                space.start,
+                len(space),
+                lambda offset, width, base=space.start: pc.mmio.read(base + offset, width),  # type: ignore[misc]
+                lambda offset, width, value, base=space.start: pc.mmio.write(  # type: ignore[misc]
+                    base + offset, width, value
+                ),
+            )
+
+    def device_frames(self) -> list[tuple[int, int]]:
+        """First and last frame of each range that is no memory for domains, except what the hypervisor keeps."""
+        taken = [(mfns.start, mfns.stop) for mfns in self.pc.memory_map.ram_ranges] if self.pc is not None else []
+        taken += [(kept, kept + 1) for kept in _KEPT_FRAMES]
+        ranges, at = [], 0
+        for start, stop in sorted(taken):
+            if at < start:
+                ranges.append((at, start - 1))
+            at = stop
+        return [*ranges, (at, (_DEVICE_SPACE_END >> 12) - 1)]
+
+    # -- time ---------------------------------------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """System time: nanoseconds since power-on."""
+        return self.clock.now_ns()
+
+    def tsc(self) -> int:
+        """The time stamp counter that guests read: one tick is one nanosecond of system time."""
+        return self.clock.now_ns()
+
+    def wall_ns(self) -> int:
+        """UTC in nanoseconds since 1970, as the control domain last set it."""
+        return self.clock.wall_ns() + self._wall_offset_ns
+
+    def boot_wall_ns(self) -> int:
+        """UTC at system time zero."""
+        return self.wall_ns() - self.now_ns()
+
+    def set_wall_clock(self, seconds: int, nanoseconds: int, system_time_ns: int) -> None:
+        """It was `seconds`.`nanoseconds` UTC at `system_time_ns`; every domain is told."""
+        self._wall_offset_ns = seconds * 1_000_000_000 + nanoseconds - system_time_ns - self.clock.wall_ns() + self.now_ns()
+        for domain in self.domains.values():
+            self.timekeeping.update_wall_clock(domain)
+
+    def timers_changed(self) -> None:
+        """A timer of the running vCPU was set: the engine must be stopped in time for it."""
+        self.host.arm(self._deadline(self.traps.current))
+
+    # -- telling ------------------------------------------------------------------------------------------------------------
+
+    def publish(self, kind: str, **data: Any) -> None:
+        """Tell every subscriber what happened."""
+        for subscriber in self.subscribers:
+            subscriber(kind, data)
+
+    def count_unimplemented(self, number: int, command: int) -> None:
+        """A guest asked for something that this hypervisor does not have."""
+        self.unimplemented[number, command] += 1
+        if self.unimplemented[number, command] == 1:
+            self.publish("unimplemented", hypercall=number, operation=command)
+
+    def note_refusal(self, vcpu: Vcpu, number: int, error: XenError) -> None:
+        """Remember the last rule that a guest broke, for its crash report."""
+        if error.reason:
+            self.last_refusal = f"{vcpu!r}: {error}"
+            if self.subscribers:
+                self.publish("error", vcpu=repr(vcpu), hypercall=number, error=str(error))
+
+    def console_write(self, domain: Domain, data: bytes) -> None:
+        """A domain writes to the hypervisor's console."""
+        self.console_sink(domain, data)
+
+    def console_read(self, limit: int) -> bytes:
+        """What was typed at the hypervisor's console, at most `limit` bytes."""
+        return self.console_source(limit)
+
+    # -- memory -------------------------------------------------------------------------------------------------------------
+
+    def load_root(self, maddr: int) -> None:
+        self.frames.flushed()
+        self.engine.load_root(maddr)
+
+    def flush_all(self) -> None:
+        self.frames.flushed()
+        self.engine.flush_all()
+
+    def flush_page(self, vaddr: int) -> None:
+        self.engine.flush_page(vaddr)
+
+    def share_frame(self, domain: Domain, writable: bool = True) -> int:
+        """A frame of the hypervisor that `domain` may map; not part of the domain's memory."""
+        mfn = self.frames.allocate(domain.domid, 1)[0]
+        self.frames.flags[mfn] = FLAG_SHARED
+        if writable:
+            self.frames.get_page_type(mfn, TYPE_WRITABLE)
+        return mfn
+
+    def unshare_frame(self, mfn: int) -> None:
+        """Give up the hypervisor's own references; the frame is free when the domain maps it no more."""
+        if self.frames.type_count[mfn]:
+            self.frames.put_page_type(mfn)
+        self.frames.put_page(mfn)
+
+    def _frame_freed(self, mfn: int, domid: int) -> None:
+        domain = self.domains.get(domid)
+        if domain is not None:
+            domain.tot_frames -= 1
+
+    def _drop_ldts(self, domain: Domain) -> None:
+        for vcpu in domain.vcpus:
+            self.descriptors.drop_ldt(vcpu)
+
+    def max_pfn_of(self, domain: Domain) -> int:
+        """The highest pfn that the domain says it has (its shared_info)."""
+        return self.ram.words[((domain.shared_info_mfn << 12) + _MAX_PFN_OFFSET) >> 3]
+
+    # -- domains ------------------------------------------------------------------------------------------------------------
+
+    def domain_by_id(self, caller: Vcpu, domid: int) -> Domain:
+        """The domain that a domid argument means. Raises XenError(ESRCH)."""
+        if domid == DOMID_SELF:
+            return caller.domain
+        domain = self.domains.get(domid)
+        if domain is None:
+            raise XenError(ESRCH, f"domain {domid} does not exist")
+        return domain
+
+    def all_vcpus(self) -> Iterator[Vcpu]:
+        for domain in self.domains.values():
+            yield from domain.vcpus
+
+    def cpuid_for(self, domain: Domain) -> CpuidPolicy:
+        if domain.domid not in self._cpuid:
+            self._cpuid[domain.domid] = CpuidPolicy(self.engine, domain)
+        return self._cpuid[domain.domid]
+
+    def cr2_of(self, vcpu: Vcpu) -> int:
+        return self.ram.words[(vcpu.info_maddr + INFO_CR2) >> 3]
+
+    def create_domain(self, name: str, max_frames: int, vcpu_count: int, capabilities: Capability) -> Domain:
+        """A domain without memory, with `vcpu_count` vCPUs that are not started.
+
+        Raises XenError: EINVAL for an impossible number of vCPUs, ENOMEM for lack of frames or domids.
+        """
+        if not 1 <= vcpu_count <= MAX_VCPUS:
+            raise XenError(EINVAL, f"{vcpu_count} vCPUs")
+        domain = Domain(self._allocate_domid(), name, max_frames, capabilities)
+        if Capability.HARDWARE in capabilities and self.pc is not None:
+            domain.port_ranges = [(0, 0xFFFF)]
+            domain.iomem_ranges = self.device_frames()
+        self.domains[domain.domid] = domain
+        domain.shared_info_mfn = self.share_frame(domain)
+        self.descriptors.add_domain(domain)
+        domain.events = EventChannels(self, domain)
+        domain.grants = GrantTable(self, domain)
+        for number in range(vcpu_count):
+            domain.vcpus.append(self._create_vcpu(domain, number))
+        self.timekeeping.update_wall_clock(domain)
+        self.publish("create", domid=domain.domid, name=name)
+        return domain
+
+    def _allocate_domid(self) -> int:
+        for _ in range(DOMID_FIRST_RESERVED):
+            domid = self._next_domid
+            self._next_domid = (domid + 1) % DOMID_FIRST_RESERVED
+            if domid not in self.domains:
+                return domid
+        raise XenError(ENOMEM, "all domids are in use")
+
+    def _create_vcpu(self, domain: Domain, number: int) -> Vcpu:
+        if number < _LEGACY_VCPUS:
+            info = (domain.shared_info_mfn << 12) + number * _INFO_BYTES
+            self.ram.bytes[info + UPCALL_MASK] = 1
+        else:
+            info = self.dummy_vcpu_info_maddr
+        vcpu = Vcpu(domain, number, self.engine.create_cpu(), info)
+        vcpu.periodic_ns = 10_000_000
+        self.descriptors.add_vcpu(vcpu)
+        return vcpu
+
+    def start_domain(self, domain: Domain, entry: int, stack_pointer: int, start_info: int, l4_mfn: int) -> None:
+        """Validate the page tables that a builder made, and let the first vCPU enter the kernel.
+
+        Raises XenError(EINVAL) if the tables break a rule.
+        """
+        mmu.pin(self, domain, l4_mfn, TYPE_L4)
+        self.contexts.start_of_day(domain.vcpus[0], entry, stack_pointer, start_info, l4_mfn)
+        domain.vcpus[0].periodic_next_ns = self.now_ns() + domain.vcpus[0].periodic_ns
+        self.publish("start", domid=domain.domid)
+
+    def shutdown(self, domain: Domain, reason: int) -> None:
+        """The domain stops for `reason` (SHUTDOWN_*); one that has the hardware takes the machine with it."""
+        if domain.shutdown_code is not None:
+            return
+        if domain.announced_shutdown_code is not None and reason != SHUTDOWN_crash:
+            reason = domain.announced_shutdown_code
+        domain.shutdown_code = reason
+        domain.pause_count += 1
+        self.reschedule = True
+        self.publish("shutdown", domid=domain.domid, reason=reason)
+        if Capability.HARDWARE in domain.capabilities and reason != SHUTDOWN_suspend:
+            actions = {SHUTDOWN_poweroff: "off", SHUTDOWN_reboot: "reboot", SHUTDOWN_watchdog: "reboot"}
+            self.power(actions.get(reason, "crash"))
+
+    def power(self, action: str) -> None:
+        """Switch the machine off, or reboot it: "off", "reboot" or "crash"."""
+        if self.power_action is None:
+            self.power_action = action
+        self.reschedule = True
+        self.engine.stop()
+
+    def crash(self, vcpu: Vcpu, reason: str) -> None:
+        """Stop a domain that cannot go on, with a report; nobody else is touched."""
+        domain = vcpu.domain
+        if domain.shutdown_code is None:
+            domain.crash_reason = reason
+            domain.crash_report = describe(self, vcpu, reason)
+            self.publish("crash", domid=domain.domid, vcpu=vcpu.vcpu_id, reason=reason)
+        self.shutdown(domain, SHUTDOWN_crash)
+        self.engine.stop()
+
+    def destroy_domain(self, domain: Domain) -> None:
+        """Take everything back that a domain holds. Frames that others still map become free when they let go."""
+        domain.is_dying = True
+        domain.grants.destroy()
+        domain.events.destroy()
+        frames = self.frames
+        for vcpu in domain.vcpus:
+            self.descriptors.release(vcpu)
+            for root in (vcpu.kernel_root, vcpu.user_root):
+                if root:
+                    frames.put_page_and_type(root >> 12)
+            vcpu.kernel_root = vcpu.user_root = 0
+            if vcpu.info_registered:
+                frames.put_page_and_type(vcpu.info_maddr >> 12)
+                vcpu.info_maddr, vcpu.info_registered = self.dummy_vcpu_info_maddr, False
+        if domain.pirq_eoi_mfn:
+            frames.put_page_and_type(domain.pirq_eoi_mfn)
+        for mfn in frames.owned_by(domain.domid):
+            if frames.flags[mfn] & FLAG_PINNED:
+                mmu.unpin(self, domain, mfn)
+        for mfn in frames.owned_by(domain.domid):
+            if frames.flags[mfn] & FLAG_ALLOCATED:
+                self.m2p[mfn] = 0xFFFF_FFFF_FFFF_FFFF
+                frames.release_allocation(mfn)
+        self.descriptors.remove_domain(domain)
+        self.unshare_frame(domain.shared_info_mfn)
+        del self.domains[domain.domid]
+        self._cpuid.pop(domain.domid, None)
+        self.publish("destroy", domid=domain.domid)
+
+    # -- running ------------------------------------------------------------------------------------------------------------
+
+    def wake(self, vcpu: Vcpu) -> None:
+        """An event became pending for `vcpu`, or it may run again for another reason."""
+        if vcpu.blocked:
+            vcpu.blocked = vcpu.polling = False
+            vcpu.poll_ports, vcpu.poll_deadline_ns = (), 0
+            self.scheduler.woken(vcpu)
+        if vcpu is not self.traps.current:
+            self.reschedule = True
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Run domains until the power goes or `until` says so."""
+        while self.power_action is None and not until():
+            self.step()
+
+    def step(self) -> None:
+        """One turn: what came from outside, what time has brought, and one vCPU for a while (or waiting for both)."""
+        self.host.poll()
+        self.timekeeping.expire()
+        if self.pc is not None and (due := self.pc.deadline()) is not None and due <= self.now_ns():
+            self.pc.poll()
+        self._bite()
+        self.reschedule = False
+        vcpu = self.scheduler.pick()
+        if vcpu is None:
+            self.host.wait(self._outer_deadline())
+        else:
+            self._run_vcpu(vcpu)
+
+    def _bite(self) -> None:
+        """Watchdogs whose time is over."""
+        for domain in self.domains.values():
+            if any(dog and dog <= self.now_ns() for dog in domain.watchdogs):
+                domain.watchdogs = [0, 0]
+                self.shutdown(domain, SHUTDOWN_watchdog)
+
+    def _outer_deadline(self) -> int | None:
+        deadlines = [self.timekeeping.next_deadline(), self.pc.deadline() if self.pc is not None else None]
+        deadlines += [dog for domain in self.domains.values() for dog in domain.watchdogs if dog]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _deadline(self, vcpu: Vcpu) -> int | None:
+        deadline = self._outer_deadline()
+        if self.scheduler.others_wait(vcpu):
+            slice_end = self.now_ns() + SLICE_NS
+            return slice_end if deadline is None else min(deadline, slice_end)
+        return deadline
+
+    def _run_vcpu(self, vcpu: Vcpu) -> None:
+        started = self.now_ns()
+        self.traps.current = vcpu
+        self.engine.switch_to(vcpu.cpu)
+        self.load_root(vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root)
+        self.timekeeping.update_vcpu_time(vcpu)
+        self.scheduler.enter(vcpu)
+        self.timekeeping.publish_runstate(vcpu)
+        self.host.arm(self._deadline(vcpu))
+        self.traps.resume(vcpu)
+        if not self.reschedule and vcpu.runnable:
+            self.engine.run()
+        self.scheduler.account(vcpu, self.now_ns() - started)
+        self.timekeeping.settle(vcpu)
+
+
+__all__ = ["CrashReport", "Host", "Hypervisor"]
