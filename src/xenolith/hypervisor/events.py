@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from xenolith.abi.errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM, XenError
+from xenolith.abi.errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, XenError
 from xenolith.abi.event_channel import (
     EVTCHN_2L_NR_CHANNELS,
     EVTCHN_FIFO_NR_CHANNELS,
@@ -31,6 +31,7 @@ from xenolith.abi.event_channel import (
 )
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.events_fifo import Fifo
 from xenolith.hypervisor.vcpu import PENDING_SEL, UPCALL_PENDING, Vcpu
 
 if TYPE_CHECKING:
@@ -98,12 +99,11 @@ class TwoLevel:
     capacity: int = EVTCHN_2L_NR_CHANNELS
 
     def __init__(self, hv: Hypervisor, domain: Domain) -> None:
-        self._hv = hv
-        self.domain = domain
+        self._domain = domain
         self._words = hv.ram.words
 
     def set_pending(self, channel: Channel) -> None:
-        domain, words, port = self.domain, self._words, channel.port
+        domain, words, port = self._domain, self._words, channel.port
         index, bit = port >> 6, 1 << (port & 63)
         shared_info = domain.shared_info_mfn << 9
         at = shared_info + _PENDING_WORD + index
@@ -112,30 +112,31 @@ class TwoLevel:
             return
         words[at] = word | bit
         if not words[shared_info + _MASK_WORD + index] & bit:
-            self._select(domain.vcpus[channel.vcpu_id], 1 << index)
+            self._select(channel)
         channel.events.wake_pollers(port)
 
-    def _select(self, vcpu: Vcpu, selector: int) -> None:
-        at = (vcpu.info_maddr + PENDING_SEL) >> 3
+    def _select(self, channel: Channel) -> None:
+        vcpu = self._domain.vcpus[channel.vcpu_id]
+        at, selector = (vcpu.info_maddr + PENDING_SEL) >> 3, 1 << (channel.port >> 6)
         word = self._words[at]
         if not word & selector:
             self._words[at] = word | selector
-            mark_upcall_pending(self._hv, vcpu)
+            channel.events.mark_upcall_pending(vcpu)
 
     def clear_pending(self, channel: Channel) -> None:
-        at = (self.domain.shared_info_mfn << 9) + _PENDING_WORD + (channel.port >> 6)
+        at = (self._domain.shared_info_mfn << 9) + _PENDING_WORD + (channel.port >> 6)
         self._words[at] &= ~(1 << (channel.port & 63))
 
     def unmask(self, channel: Channel) -> None:
         index, bit = channel.port >> 6, 1 << (channel.port & 63)
-        shared_info = self.domain.shared_info_mfn << 9
+        shared_info = self._domain.shared_info_mfn << 9
         at = shared_info + _MASK_WORD + index
         word = self._words[at]
         if not word & bit:
             return
         self._words[at] = word & ~bit
         if self._words[shared_info + _PENDING_WORD + index] & bit:
-            self._select(self.domain.vcpus[channel.vcpu_id], 1 << index)
+            self._select(channel)
 
     def is_pending(self, channel: Channel) -> bool:
         return self._bit(_PENDING_WORD, channel.port)
@@ -144,7 +145,7 @@ class TwoLevel:
         return self._bit(_MASK_WORD, channel.port)
 
     def _bit(self, array: int, port: int) -> bool:
-        return bool(self._words[(self.domain.shared_info_mfn << 9) + array + (port >> 6)] >> (port & 63) & 1)
+        return bool(self._words[(self._domain.shared_info_mfn << 9) + array + (port >> 6)] >> (port & 63) & 1)
 
     def is_busy(self, channel: Channel) -> bool:
         return False
@@ -154,14 +155,6 @@ class TwoLevel:
 
     def destroy(self) -> None:
         pass
-
-
-def mark_upcall_pending(hv: Hypervisor, vcpu: Vcpu) -> None:
-    """Tell `vcpu` that some event is pending, and wake it if it did not know."""
-    at = vcpu.info_maddr + UPCALL_PENDING
-    if not hv.ram.bytes[at]:
-        hv.ram.bytes[at] = 1
-        hv.wake(vcpu)
 
 
 class EventChannels:
@@ -408,6 +401,13 @@ class EventChannels:
             if vcpu.polling and (port in vcpu.poll_ports or not vcpu.poll_ports):
                 self._hv.wake(vcpu)
 
+    def mark_upcall_pending(self, vcpu: Vcpu) -> None:
+        """Tell `vcpu` that some event is pending, and wake it if it did not know."""
+        at = vcpu.info_maddr + UPCALL_PENDING
+        if not self._hv.ram.bytes[at]:
+            self._hv.ram.bytes[at] = 1
+            self._hv.wake(vcpu)
+
     def mark_all_pending(self, vcpu: Vcpu) -> None:
         """Make `vcpu` look at every port, so that an event noted in its old vcpu_info is not lost when that moves."""
         self._hv.ram.words[(vcpu.info_maddr + PENDING_SEL) >> 3] = (1 << 64) - 1
@@ -415,6 +415,29 @@ class EventChannels:
         self._hv.wake(vcpu)
 
     # -- the FIFO scheme ----------------------------------------------------------------------------------------------
+
+    def init_control(self, vcpu_id: int, mfn: int, offset: int) -> None:
+        """Give a vCPU its control block, and use the FIFO scheme from the first one on.
+
+        Raises XenError: ENOENT (no such vCPU), EINVAL.
+        """
+        self._vcpu(vcpu_id)
+        fifo = self.signalling if isinstance(self.signalling, Fifo) else Fifo(self._hv, self.domain)
+        fifo.add_control_block(vcpu_id, mfn, offset)
+        if fifo is not self.signalling:
+            for channel in self:
+                channel.was_pending = self.signalling.is_pending(channel)
+            self.signalling = fifo
+
+    def expand_array(self, mfn: int) -> None:
+        """Give the next ports their event words. Raises XenError: EOPNOTSUPP before `init_control`, ENOSPC, EINVAL."""
+        if not isinstance(self.signalling, Fifo):
+            raise XenError(EOPNOTSUPP, "the two-level scheme has no event array")
+        ports = self.signalling.expand_array(mfn)
+        for channel in self._channels[ports.start : ports.stop]:
+            if channel.was_pending:
+                channel.was_pending = False
+                self.signalling.set_pending(channel)
 
     def set_priority(self, port: int, priority: int) -> None:
         """Choose the queue of `port`. Raises XenError: ENOSYS in the two-level scheme, EACCES for a closed port."""

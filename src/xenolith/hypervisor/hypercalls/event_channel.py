@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xenolith.abi.errno import EINVAL, XenError
 from xenolith.abi.event_channel import (
     BIND_PIRQ__WILL_SHARE,
+    EVTCHN_FIFO_LINK_BITS,
     EvtchnAllocUnbound,
     EvtchnBindInterdomain,
     EvtchnBindIpi,
@@ -14,6 +15,8 @@ from xenolith.abi.event_channel import (
     EvtchnBindVcpu,
     EvtchnBindVirq,
     EvtchnClose,
+    EvtchnExpandArray,
+    EvtchnInitControl,
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
     EVTCHNOP_bind_ipi,
@@ -21,6 +24,8 @@ from xenolith.abi.event_channel import (
     EVTCHNOP_bind_vcpu,
     EVTCHNOP_bind_virq,
     EVTCHNOP_close,
+    EVTCHNOP_expand_array,
+    EVTCHNOP_init_control,
     EVTCHNOP_reset,
     EVTCHNOP_send,
     EVTCHNOP_set_priority,
@@ -125,6 +130,17 @@ def reset(hv: Hypervisor, caller: Vcpu, arg: EvtchnReset) -> None:
     if domain is not caller.domain and not domain.pause_count:
         raise XenError(EINVAL, "the domain is running")
     domain.events.reset()
+
+
+@operation(HYPERVISOR_event_channel_op, EVTCHNOP_init_control, copy_back=True)
+def init_control(hv: Hypervisor, caller: Vcpu, arg: EvtchnInitControl) -> None:
+    caller.domain.events.init_control(arg.vcpu, arg.control_gfn, arg.offset)
+    arg.link_bits = EVTCHN_FIFO_LINK_BITS
+
+
+@operation(HYPERVISOR_event_channel_op, EVTCHNOP_expand_array)
+def expand_array(hv: Hypervisor, caller: Vcpu, arg: EvtchnExpandArray) -> None:
+    caller.domain.events.expand_array(arg.array_gfn)
 
 
 @operation(HYPERVISOR_event_channel_op, EVTCHNOP_set_priority)
