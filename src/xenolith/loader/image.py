@@ -32,8 +32,8 @@ _PV_CANNOT: Final = frozenset(
 """Features (features.h) that no 64-bit PV guest is given, so that a kernel that requires one cannot run."""
 _PADDR_LIMIT: Final = 1 << 36
 _ADDRESS_LIMIT: Final = 1 << 64
-_SLOT: Final = 1 << 39
-"""Bytes of virtual address space under one L4 entry."""
+_MAX_P2M_SIZE: Final = _PADDR_LIMIT // PAGE_SIZE * 8
+"""Bytes that the list of all frames below _PADDR_LIMIT takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,15 @@ class KernelImage:
         """Virtual address of the first instruction (note ENTRY, else the ELF header's)."""
         entry = self.notes.entry if self.notes else None
         return self.elf.entry if entry is None else entry
+
+    @property
+    def p2m_base(self) -> int | None:
+        """Virtual address for the list of frames (note INIT_P2M); None puts it into the initial mapping.
+
+        As in Xen's libxenguest, an address that is not below the kernel's or not at a page boundary is not honoured.
+        """
+        base = self.notes.init_p2m if self.notes else None
+        return base if base is not None and base < self.virt_base and base % PAGE_SIZE == 0 else None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -254,8 +263,8 @@ class KernelImage:
         page = notes.hypercall_page
         if page is not None and (page % PAGE_SIZE or not start <= page <= end - PAGE_SIZE):
             yield f"its note HYPERCALL_PAGE {page:#x} is not a page inside the image ({start:#x}–{end:#x})"
-        p2m = notes.init_p2m
-        if p2m is not None and (start <= p2m < end or not _canonical(p2m, p2m + _SLOT) or _in_xen(p2m)):
+        p2m = self.p2m_base
+        if p2m is not None and (not _canonical(p2m, p2m + _MAX_P2M_SIZE) or _in_xen(p2m)):
             yield f"its note INIT_P2M {p2m:#x} is no place for the frame list"
         if notes.hv_start_low is not None and notes.hv_start_low > HYPERVISOR_VIRT_START:
             yield f"its note HV_START_LOW {notes.hv_start_low:#x} lies above the start of Xen's range"

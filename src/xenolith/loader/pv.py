@@ -245,9 +245,13 @@ def _lay_out(spec: PvSpec, memory_frames: int) -> PvLayout:
         end_paddr = symbols_paddr + len(symbols)
     ramdisk_frames = _frames(len(spec.ramdisk)) if spec.ramdisk else 0
     ramdisk_mapped = bool(ramdisk_frames) and not notes.mod_start_pfn
-    # As in libxenguest, a frame list address at or above the kernel's is not honoured.
-    p2m_mapped = notes.init_p2m is None or notes.init_p2m >= base or bool(notes.init_p2m % PAGE_SIZE)
+    p2m_mapped = image.p2m_base is None
     p2m_frames = _frames(memory_frames * 8)
+    if image.p2m_base is not None and image.p2m_base + (p2m_frames << PAGE_SHIFT) > base:
+        raise UserError(
+            f"{image.path} cannot be started with so much memory: the list of its frames at {image.p2m_base:#x}"
+            f" would run into the kernel at {base:#x}"
+        )
 
     cursor = _Cursor(_frames(end_paddr))
     ramdisk = cursor.take(ramdisk_frames) if ramdisk_mapped else None
@@ -264,7 +268,7 @@ def _lay_out(spec: PvSpec, memory_frames: int) -> PvLayout:
     cursor = _Cursor(mapped_frames)
     if ramdisk_frames and not ramdisk_mapped:
         ramdisk = cursor.take(ramdisk_frames)
-    p2m_vaddr = base + (p2m.pfn << PAGE_SHIFT) if p2m else notes.init_p2m or 0
+    p2m_vaddr = base + (p2m.pfn << PAGE_SHIFT) if p2m else image.p2m_base or 0
     more_tables: list[Table] = []
     if p2m is None:
         p2m = cursor.take(p2m_frames)
