@@ -31,6 +31,10 @@ XEN_MAJOR: Final = 4
 XEN_MINOR: Final = 17
 """The release of Xen whose ABI this is."""
 
+PHYSICAL_CPUS: Final = 1
+"""Processors of the machine: an engine is one."""
+VENDOR: Final = b"GenuineIntel"
+
 TSC_KHZ: Final = 1_000_000
 """The guest's time stamp counter counts nanoseconds."""
 
@@ -177,7 +181,7 @@ def _words(text: bytes) -> Leaf:
     return (a, b, c, d)
 
 
-_VENDOR: Final = _words(_MAX_BASIC_LEAF.to_bytes(4, "little") + b"GenuntelineI")
+_VENDOR: Final = _words(_MAX_BASIC_LEAF.to_bytes(4, "little") + VENDOR[:4] + VENDOR[8:] + VENDOR[4:8])
 
 _SAFE_TSC: Final = 1 << 1
 _HAS_RDTSCP: Final = 1 << 2
