@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -129,5 +128,5 @@ class StandIn:
 
 
 @pytest.fixture
-def hv() -> Iterator[StandIn]:
-    yield StandIn()
+def hv() -> StandIn:
+    return StandIn()
