@@ -45,6 +45,7 @@ from xenolith.cpu.registers import (
 from xenolith.hypervisor import debug_registers, ioports, msr
 from xenolith.hypervisor.descriptors import XEN_CS64
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
+from xenolith.hypervisor.hypercalls.mmu import new_base
 from xenolith.hypervisor.vcpu import INFO_CR2
 
 if TYPE_CHECKING:
@@ -432,7 +433,7 @@ def _write_control(hv: Hypervisor, vcpu: Vcpu, number: int, value: int) -> bool:
         hv.ram.words[(vcpu.info_maddr + INFO_CR2) >> 3] = value
     elif number == 3:
         try:
-            hv.pagetables.new_base(vcpu, value >> 12)
+            new_base(hv, vcpu, value >> 12)
         except XenError:
             return False
     elif number == 4:

@@ -6,6 +6,7 @@ Source: guest_io_okay, admin_io_okay, guest_io_read and guest_io_write of xen/ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
@@ -13,9 +14,6 @@ from xenolith.abi.errno import XenError
 from xenolith.abi.vm_assist import VMASST_TYPE_architectural_iopl
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.machine.buses import ALL_ONES
-from xenolith.machine.devices.rtc import DATA as RTC_DATA
-from xenolith.machine.devices.rtc import INDEX as RTC_INDEX
-from xenolith.machine.pc import SHARED_PORTS
 from xenolith.machine.pci import CONFIG_ADDRESS, CONFIG_DATA, CONFIG_ENABLE
 
 if TYPE_CHECKING:
@@ -27,7 +25,8 @@ PIT_PORTS: Final = frozenset((0x42, 0x43, 0x61))
 """Channel 2 of the interval timer, its control port and its gate: what Xen shares of it."""
 PIT_CHANNEL_2: Final = 0x42
 
-_SHARED: Final = {port: shared.width for shared in SHARED_PORTS for port in shared.ports}
+RTC_INDEX: Final = 0x70
+RTC_DATA: Final = 0x71
 _RTC_INDEX_MASK: Final = 0x7F
 
 
@@ -128,10 +127,19 @@ def _direct(domain: Domain, port: int, size: int) -> bool:
     """Whether the domain was given all these ports and none of them is arbitrated at this width."""
     if port + size - 1 > LAST_PORT:
         return False
+    shared = _shared()
     for each in range(port, port + size):
-        if each in _SHARED and _SHARED[each] in (None, size):
+        if each in shared and shared[each] in (None, size):
             return False
     return allowed(domain, port, size)
+
+
+@cache
+def _shared() -> dict[int, int | None]:
+    """The ports that are arbitrated, with the width of access that is. A machine that is no PC never imports one."""
+    from xenolith.machine.pc import SHARED_PORTS
+
+    return {port: shared.width for shared in SHARED_PORTS for port in shared.ports}
 
 
 def allowed(domain: Domain, port: int, size: int) -> bool:
