@@ -65,21 +65,21 @@ class ModuleTree:
 
         UserError if there is no such module, or one is damaged.
         """
-        found: dict[str, Module] = {}
+        found: list[Module] = []
+        begun: set[str] = set()
         for name in names:
-            self._add(name.replace("-", "_"), found)
-        return list(found.values())
+            self._add(name.replace("-", "_"), found, begun)
+        return found
 
-    def _add(self, name: str, found: dict[str, Module]) -> None:
-        if name in found or name in self._builtin:
+    def _add(self, name: str, found: list[Module], begun: set[str]) -> None:
+        """Append a module after what it needs; `begun` breaks the circles that soft dependencies may form."""
+        if name in begun or name in self._builtin:
             return
+        begun.add(name)
         module = self._read(name)
-        for wanted in module.wants:
-            if wanted in self._paths:
-                self._add(wanted, found)
-        for needed in module.depends:
-            self._add(needed, found)
-        found[name] = module
+        for other in (*(wanted for wanted in module.wants if wanted in self._paths), *module.depends):
+            self._add(other, found, begun)
+        found.append(module)
 
     def _read(self, name: str) -> Module:
         path = self._paths.get(name)

@@ -304,42 +304,36 @@ class _Apt:
     def _fetch(self, what: str, *arguments: str) -> None:
         """Run apt-get and report its progress. UserError if it fails."""
         self._progress(what, 0.0)
+        with tempfile.TemporaryFile("w+") as output, self._running(arguments, output) as (process, status):
+            for share in _shares(status):
+                self._progress(what, share)
+            if process.wait():
+                output.seek(0)
+                raise _apt_error(output.read())
+
+    @contextlib.contextmanager
+    def _running(self, arguments: Iterable[str], output: IO[str]) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
+        """apt-get and the stream on which it reports; it is ended when the block is left early."""
         reader, writer = os.pipe()
-        command = ["apt-get", *self._options(), "-o", f"APT::Status-Fd={writer}", "-qq", *arguments]
-        try:
-            with tempfile.TemporaryFile("w+") as errors, _running(command, self._directory, writer, errors) as process:
+        with open(reader, errors="replace") as status:
+            try:
+                process = subprocess.Popen(
+                    ["apt-get", *self._options(), "-o", f"APT::Status-Fd={writer}", "-qq", *arguments],
+                    cwd=self._directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(writer,),
+                    env=_environment(),
+                )
+            finally:
                 os.close(writer)
-                with open(reader, errors="replace") as status:
-                    for share in _shares(status):
-                        self._progress(what, share)
-                if process.wait() == 0:
-                    return
-                errors.seek(0)
-                raise _apt_error(errors.read())
-        finally:
-            for descriptor in (reader, writer):
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _running(command: list[str], directory: Path, status: int, errors: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in `directory` that is ended when the block is left early."""
-    process = subprocess.Popen(
-        command,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=errors,
-        stderr=errors,
-        pass_fds=(status,),
-        env=_environment(),
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+            try:
+                yield process, status
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
 
 
 def _environment() -> dict[str, str]:
