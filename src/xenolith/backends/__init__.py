@@ -1,0 +1,1 @@
+"""PV device backends: state machines over the public ring protocols."""

@@ -1,0 +1,209 @@
+"""What the verbs that run guests share: their options, the terminal, the log, and telling how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from xenolith.errors import UserError
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.machine import Hypervisor
+    from xenolith.toolstack.config import DomainConfig, MachineConfig
+    from xenolith.toolstack.session import Outcome, Session
+
+LEAVE_KEY: Final = b"\x1d"
+"""Ctrl-]"""
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_OPTIONS: Final = (
+    click.option("--ramdisk", type=click.Path(path_type=Path), metavar="R", help="The initramfs; without one it is made."),
+    click.option("--cmdline", metavar="C", help="More for the kernel's command line."),
+    click.option("--memory", metavar="SIZE", help="Memory of the domain, as in 512MiB."),
+    click.option("--vcpus", type=int, metavar="N", help="Virtual processors of the domain."),
+    click.option("--exec", "shell_command", metavar="CMD", help="Run this shell command in the guest and power off."),
+    click.option("--timeout", type=float, metavar="S", help="End after this many seconds, with exit status 6."),
+    click.option("--clock", type=click.Choice(["host", "virtual"]), help="Time that passes, or time that is worked."),
+    click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write what happens, a JSON line each."),
+    click.option("--symbols", type=click.Path(path_type=Path), metavar="FILE", help="System.map or vmlinux, for reports."),
+    click.option("--json", "as_json", is_flag=True, help="Tell how it ended as JSON; the console goes to stderr."),
+)
+
+
+def run_options(function: _F) -> _F:
+    """The options that `boot` and `run` have in common."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def override(
+    domain: DomainConfig,
+    ramdisk: Path | None,
+    cmdline: str | None,
+    memory: str | None,
+    vcpus: int | None,
+    shell_command: str | None,
+) -> None:
+    """Let what was given on the command line win over the machine description."""
+    from xenolith.toolstack.config import check_vcpus, parse_size
+
+    if ramdisk is not None:
+        domain.ramdisk = ramdisk
+    if cmdline is not None:
+        domain.cmdline = cmdline
+    if memory is not None:
+        domain.memory = parse_size(memory, "--memory")
+    if vcpus is not None:
+        domain.vcpus = check_vcpus(vcpus)
+    if shell_command is not None:
+        domain.command = shell_command
+
+
+def run_machine(
+    config: MachineConfig,
+    timeout: float | None,
+    log: Path | None,
+    symbols: Path | None,
+    as_json: bool,
+) -> int:
+    """Run a machine with this terminal as the console of its first domain. Returns the exit status."""
+    from xenolith.cli.terminal import progress_bar
+    from xenolith.toolstack.session import OUR_BUG, Session
+
+    output = sys.stderr if as_json else sys.stdout
+    sys.stdout.flush()
+    if timeout is not None and timeout <= 0:
+        raise UserError(f"a time limit of {timeout:g} s is over before it begins", "give --timeout a number above 0")
+    with progress_bar() as progress:
+        session = Session(config, _writer(output.fileno()), progress)
+    try:
+        with _event_log(session.machine.hv, log), _keyboard(session):
+            outcome = session.run(timeout)
+    except (KeyboardInterrupt, UserError):
+        raise
+    except Exception:
+        _report_bug(session)
+        return OUR_BUG
+    finally:
+        session.close()
+    _tell(outcome, symbols, as_json)
+    return outcome.status
+
+
+def _writer(fd: int) -> Callable[[bytes], None]:
+    """Writes to a descriptor; once nobody reads there any more, output is dropped and the guest goes on."""
+    gone = False
+
+    def write(data: bytes) -> None:
+        nonlocal gone
+        while data and not gone:
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:
+                import select
+
+                select.select([], [fd], [], 1.0)
+            except OSError:
+                gone = True
+
+    return write
+
+
+@contextlib.contextmanager
+def _event_log(hv: Hypervisor, path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    try:
+        file = path.open("w", buffering=1)
+    except OSError as error:
+        raise UserError(f"the log {path} cannot be written: {error.strerror}", "name a file that can be") from None
+    with file:
+        hv.subscribers.append(
+            lambda kind, data: print(json.dumps({"ns": hv.now_ns(), "event": kind, **data}), file=file)
+        )
+        yield
+
+
+@contextlib.contextmanager
+def _keyboard(session: Session) -> Iterator[None]:
+    """Keys go to the guest, one by one, until Ctrl-]; the terminal is as before afterwards."""
+    from xenolith.toolstack.host import HostLoop
+
+    host = session.machine.host
+    if not isinstance(host, HostLoop):
+        yield
+        return
+    fd = sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1
+    if fd < 0 or not os.isatty(fd):
+        yield
+        return
+    import termios
+    import tty
+
+    def receive(data: bytes) -> None:
+        before, found, _ = data.partition(LEAVE_KEY)
+        if before:
+            session.type(before)
+        if found or not data:
+            session.leave("the console was left, and the machine switched off")
+
+    saved = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd)
+        # Output keeps its usual processing: our own messages go to the same terminal.
+        mode = termios.tcgetattr(fd)
+        mode[1] = saved[1]
+        termios.tcsetattr(fd, termios.TCSADRAIN, mode)
+        host.watch(fd, receive)
+        yield
+    finally:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+
+
+def _tell(outcome: Outcome, symbols: Path | None, as_json: bool) -> None:
+    from xenolith.observe.report import Symbols, as_dict, render
+
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "status": outcome.status,
+                    "seconds": round(outcome.seconds, 3),
+                    "message": outcome.message,
+                    "shutdowns": outcome.shutdowns,
+                    "crashes": [as_dict(report) for report in outcome.reports],
+                }
+            )
+        )
+        return
+    names = Symbols.read(symbols) if symbols is not None else Symbols()
+    for report in outcome.reports:
+        click.echo(render(report, names), err=True)
+    if outcome.message:
+        click.echo(f"xenolith: {outcome.message}", err=True)
+
+
+def _report_bug(session: Session) -> None:
+    import traceback
+
+    from xenolith.observe.report import Symbols, render
+
+    hv = session.machine.hv
+    click.echo("xenolith: this is a bug of Xenolith; please report what follows", err=True)
+    traceback.print_exc()
+    current = hv.traps.current
+    if current is not None:
+        from xenolith.hypervisor.crash import describe
+
+        with contextlib.suppress(Exception):
+            click.echo(render(describe(hv, current, "an internal error"), Symbols()), err=True)

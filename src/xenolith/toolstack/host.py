@@ -1,0 +1,156 @@
+"""The world outside a machine: host time, terminals and signals, as the hypervisor's `Host` wants them.
+
+With the host's clock, one thread sleeps until the next deadline or until a file can be read, and then kicks the engine.
+With the virtual clock nothing happens by itself: the engine stops after so much work, and idle time is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from xenolith.cpu.engine import Engine
+from xenolith.machine.clock import Clock, VirtualClock
+
+_READ_SIZE: Final = 4096
+_RETRY_S: Final = 0.001
+_FOREVER_S: Final = 3600.0
+Receiver = Callable[[bytes], None]
+
+
+class HostLoop:
+    """Deadlines and input for a machine that runs with the host's time. Close it when the machine is gone."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._arrived = threading.Condition()
+        self._deadline: int | None = None
+        self._sleeping_until: int | None = None
+        self._closing = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._previous_wakeup = -1
+        with contextlib.suppress(ValueError):  # not the main thread: then signals are somebody else's concern
+            self._previous_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="xenolith-host", daemon=True)
+        self._thread.start()
+
+    def watch(self, fd: int, receiver: Receiver) -> None:
+        """Give what can be read from `fd` to `receiver`, in the machine's own thread; b"" once at its end."""
+        self._selector.register(fd, selectors.EVENT_READ, receiver)
+        self._wake()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have `action` done in the machine's own thread, soon. May be called from any thread."""
+        with self._arrived:
+            self._inbox.append(action)
+            self._arrived.notify()
+        self._wake()
+
+    def close(self) -> None:
+        self._closing = True
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(self._previous_wakeup)
+        self._wake()
+        self._thread.join()
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    # -- for the hypervisor --------------------------------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        self._deadline = None
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def arm(self, deadline_ns: int | None) -> None:
+        self._deadline = deadline_ns
+        sleeping = self._sleeping_until
+        if deadline_ns is not None and (sleeping is None or deadline_ns < sleeping):
+            self._wake()
+
+    def wait(self, deadline_ns: int | None) -> None:
+        timeout = _FOREVER_S if deadline_ns is None else (deadline_ns - self._clock.now_ns()) / 1e9
+        with self._arrived:
+            if not self._inbox and timeout > 0:
+                self._arrived.wait(timeout)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def _watch(self) -> None:
+        while not self._closing:
+            deadline = self._deadline
+            timeout = _FOREVER_S
+            if deadline is not None:
+                timeout = (deadline - self._clock.now_ns()) / 1e9
+            if timeout <= 0:
+                # The engine may not run yet, or may just be starting: keep kicking until the machine has noticed.
+                self._engine.kick()
+                timeout = _RETRY_S
+            self._sleeping_until = deadline
+            ready = self._selector.select(timeout)
+            self._sleeping_until = None
+            for key, _events in ready:
+                self._receive(key.fd, key.data)
+
+    def _receive(self, fd: int, receiver: Receiver | None) -> None:
+        try:
+            data = os.read(fd, _READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if receiver is None:
+            if any(data):  # a signal: the machine's thread must run some Python for its handler to be called
+                self._engine.kick()
+                with self._arrived:
+                    self._arrived.notify()
+            return
+        if not data:
+            self._selector.unregister(fd)
+        with self._arrived:
+            self._inbox.append(lambda: receiver(data))
+            self._arrived.notify()
+        self._engine.kick()
+
+
+class Stalled(Exception):
+    """Every domain waits for something that cannot come."""
+
+
+class VirtualHost:
+    """Deadlines for a machine whose time is its work. There is no input from outside."""
+
+    def __init__(self, engine: Engine, clock: VirtualClock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def poll(self) -> None:
+        self._engine.set_work_limit(None)
+
+    def arm(self, deadline_ns: int | None) -> None:
+        self._engine.set_work_limit(None if deadline_ns is None else self._clock.units_until(deadline_ns))
+
+    def wait(self, deadline_ns: int | None) -> None:
+        if deadline_ns is None:
+            raise Stalled
+        self._clock.skip_to(deadline_ns)
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,200 @@
+"""A machine from power-on to its end: parts put together, domains built and started, consoles connected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from xenolith.abi.errno import XenError
+from xenolith.abi.grant_table import GNTTAB_RESERVED_CONSOLE
+from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_watchdog
+from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
+from xenolith.backends.console import ConsoleRing
+from xenolith.backends.console_domain import ConsoleService
+from xenolith.cpu.unicorn import UnicornEngine
+from xenolith.errors import UserError
+from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.machine import Hypervisor
+from xenolith.loader import pv
+from xenolith.loader.image import KernelImage
+from xenolith.machine.clock import HostClock, VirtualClock
+from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
+from xenolith.machine.ram import Ram
+from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.host import HostLoop, VirtualHost
+
+if TYPE_CHECKING:
+    from xenolith.machine.clock import Clock
+    from xenolith.machine.pc import Pc
+
+_MIB_SHIFT: Final = 20
+_OVERHEAD_BYTES: Final = 8 << 20
+"""Frames for the hypervisor itself: its tables, and what it shares with domains."""
+_VIRTUAL_NS_PER_BYTE: Final = 0.25
+"""Virtual time for each byte of code executed: about a thousand million instructions a second."""
+Sink = Callable[[bytes], None]
+
+
+@dataclass(slots=True)
+class Boot:
+    """What one domain starts with."""
+
+    config: DomainConfig
+    image: KernelImage
+    ramdisk: bytes | None
+
+
+class Machine:
+    """A machine that is switched on by `start` and runs in `run`. Close it afterwards.
+
+    `console(name)` gives the sink of a domain's console output. A machine with a domain that has HARDWARE is a PC.
+    """
+
+    def __init__(self, config: MachineConfig, console: Callable[[str], Sink]) -> None:
+        self._config = config
+        self._console = console
+        self._sinks: dict[int, Sink] = {}
+        self._rings: dict[int, ConsoleRing] = {}
+        self._typed = bytearray()
+        memory = sum(domain.memory for domain in config.domains) + config.spare_memory
+        memory += _OVERHEAD_BYTES + memory // 256
+        hardware = any(Capability.HARDWARE in domain.capabilities for domain in config.domains)
+        if hardware:
+            memory = -(-memory >> _MIB_SHIFT) + 2 << _MIB_SHIFT
+            memory_map = MemoryMap(memory)
+            self.ram = Ram(memory_map.top_frame << 12)
+            self.engine = UnicornEngine(self.ram, _ram_ranges(memory_map))
+        else:
+            self.ram = Ram(memory + 0xFFF & ~0xFFF)
+            self.engine = UnicornEngine(self.ram)
+        self.clock: Clock
+        self.host: HostLoop | VirtualHost
+        if config.clock == "virtual":
+            self.engine.set_work_limit(None)
+            virtual = VirtualClock(self.engine.work_done, _VIRTUAL_NS_PER_BYTE)
+            self.clock, self.host = virtual, VirtualHost(self.engine, virtual)
+        else:
+            self.clock = HostClock()
+            self.host = HostLoop(self.engine, self.clock)
+        self.pc = self._build_pc(memory) if hardware else None
+        self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc)
+        self.hv.console_sink = self._hypervisor_console
+        self.hv.console_source = self._take_typed
+        self._consoles: ConsoleService | None = None
+
+    def _build_pc(self, memory: int) -> Pc:
+        from xenolith.machine.pc import Pc
+
+        return Pc(
+            memory,
+            self.clock,
+            1,
+            lambda data: None,
+            lambda: self.hv.power("off"),
+            lambda: self.hv.power("reboot"),
+        )
+
+    # -- domains --------------------------------------------------------------------------------------------------------------
+
+    def start(self, boot: Boot) -> Domain:
+        """Build a domain and let it run. UserError if the image does not fit, or breaks a rule of the ABI."""
+        config = boot.config
+        frames = config.memory >> 12
+        privileged = bool(config.capabilities & (Capability.CONTROL | Capability.HARDWARE))
+        spec = pv.PvSpec(
+            image=boot.image,
+            memory_frames=frames,
+            ramdisk=boot.ramdisk,
+            cmdline=config.cmdline,
+            flags=_flags(config.capabilities),
+        )
+        layout = pv.plan(spec)
+        if not privileged and self._consoles is None:
+            self._consoles = ConsoleService(self.hv)
+        domain = self.hv.create_domain(config.name, frames, config.vcpus, config.capabilities)
+        domain.weight = config.weight
+        self._sinks[domain.domid] = self._console(config.name)
+        if not privileged:
+            assert self._consoles is not None
+            port = domain.events.alloc_unbound(self._consoles.domain.domid)
+            spec = pv.PvSpec(spec.image, frames, spec.ramdisk, spec.cmdline, spec.flags, console_port=port)
+        p2m = self._populate(domain, frames)
+        try:
+            day = pv.build(spec, layout, p2m, self.ram.bytes, domain.shared_info_mfn)
+            self.hv.start_domain(domain, day.entry, day.stack_pointer, day.start_info_vaddr, day.l4_mfn)
+        except XenError as error:
+            raise UserError(f"{config.name} cannot be started: {error.reason or error}", "this is a bug of Xenolith") from error
+        if not privileged and day.console_mfn is not None:
+            assert self._consoles is not None
+            domain.grants.grant(GNTTAB_RESERVED_CONSOLE, self._consoles.domain.domid, day.console_mfn)
+            self._rings[domain.domid] = self._consoles.attach(domain, port, self._sinks[domain.domid])
+        return domain
+
+    def _populate(self, domain: Domain, frames: int) -> np.ndarray:  # type: ignore[type-arg]
+        try:
+            mfns = np.array(self.hv.frames.allocate(domain.domid, frames), dtype=np.uint64)
+        except XenError:
+            raise UserError(
+                f"{frames >> 8} MiB for {domain.name} is more than the machine has left", "give the machine more memory"
+            ) from None
+        domain.tot_frames += frames
+        np.frombuffer(self.hv.m2p, dtype=np.uint64)[mfns.astype(np.int64)] = np.arange(frames, dtype=np.uint64)
+        return mfns
+
+    # -- consoles -------------------------------------------------------------------------------------------------------------
+
+    def _hypervisor_console(self, domain: Domain, data: bytes) -> None:
+        sink = self._sinks.get(domain.domid)
+        if sink is not None:
+            sink(data)
+
+    def type(self, domain: Domain, data: bytes) -> None:
+        """Keys for a domain's console."""
+        ring = self._rings.get(domain.domid)
+        if ring is not None:
+            ring.type(data)
+            return
+        from xenolith.abi.event_channel import VIRQ_CONSOLE
+        from xenolith.hypervisor.events import raise_global_virq
+
+        self._typed += data
+        raise_global_virq(self.hv, VIRQ_CONSOLE)
+
+    def _take_typed(self, limit: int) -> bytes:
+        data = bytes(self._typed[:limit])
+        del self._typed[:limit]
+        return data
+
+    # -- running --------------------------------------------------------------------------------------------------------------
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Run until the power goes, no domain is left to run, or `stopped()`."""
+        self.hv.run(lambda: stopped() or not any(runs(domain) for domain in self.hv.domains.values()))
+
+    def close(self) -> None:
+        self.host.close()
+
+
+def runs(domain: Domain) -> bool:
+    """Whether it is a guest that has not stopped."""
+    return domain.max_frames > 0 and domain.shutdown_code is None
+
+
+def crashed(domain: Domain) -> bool:
+    return domain.shutdown_code in (SHUTDOWN_crash, SHUTDOWN_watchdog)
+
+
+def _ram_ranges(memory_map: MemoryMap) -> list[range]:
+    """The machine addresses at which there is RAM: below the PCI hole, and from 4 GiB up."""
+    ranges = [range(memory_map.nvs_range.stop)]
+    if memory_map.top_frame << 12 > HIGH_RAM_START:
+        ranges.append(range(HIGH_RAM_START, memory_map.top_frame << 12))
+    return ranges
+
+
+def _flags(capabilities: Capability) -> int:
+    flags = SIF_PRIVILEGED if Capability.CONTROL in capabilities else 0
+    return flags | (SIF_INITDOMAIN if Capability.HARDWARE in capabilities else 0)

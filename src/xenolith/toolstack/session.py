@@ -1,0 +1,191 @@
+"""One run of a machine from beginning to end: what its domains start with, their consoles, and how it ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from xenolith.errors import UserError
+from xenolith.hypervisor.domain import Domain
+from xenolith.loader import kernels
+from xenolith.loader.image import KernelImage
+from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.host import HostLoop, Stalled
+from xenolith.toolstack.machine import Boot, Machine, crashed
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.crash import CrashReport
+
+ENDED: Final = 0
+GUEST_FAILED: Final = 3
+GUEST_CRASHED: Final = 4
+OUR_BUG: Final = 5
+TIME_LIMIT: Final = 6
+_NAMES: Final = {0: "poweroff", 1: "reboot", 2: "suspend", 3: "crash", 4: "watchdog", 5: "soft reset"}
+_LINE_LIMIT: Final = 4096
+Progress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended: `status` is the exit status of the verb, `reports` the crashes."""
+
+    status: int
+    seconds: float
+    message: str = ""
+    shutdowns: dict[str, str] = field(default_factory=dict)
+    reports: list[CrashReport] = field(default_factory=list)
+
+
+def prepare(config: DomainConfig, progress: Progress) -> Boot:
+    """Find and read what a domain starts with. UserError if it cannot be had or cannot boot."""
+    kernel = kernels.find(config.kernel, progress)
+    image = KernelImage.read(kernel.path)
+    if not image.verdict.bootable:
+        raise UserError(f"{kernel.path} cannot be booted: {image.verdict.sentence}", "'xenolith kernels' lists what can be")
+    linux = image.notes.guest_os == "linux"
+    ramdisk: bytes | None = None
+    if config.ramdisk is not None:
+        ramdisk = _read(config.ramdisk)
+    elif linux:
+        ramdisk = _ramdisk(kernel, config, progress)
+    if config.command is not None and (config.ramdisk is not None or not linux):
+        raise UserError(
+            "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
+        )
+    if linux and "console=" not in config.cmdline:
+        config.cmdline = f"console=hvc0 {config.cmdline}".rstrip()
+    return Boot(config, image, ramdisk)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the ramdisk {path} cannot be read: {error.strerror}", "name a file that can be read") from None
+    if not data:
+        raise UserError(f"the ramdisk {path} is empty", "name an initramfs, or leave --ramdisk out")
+    return data
+
+
+def _ramdisk(kernel: kernels.Kernel, config: DomainConfig, progress: Progress) -> bytes:
+    from xenolith.loader import registry
+    from xenolith.loader.initramfs import Initramfs, standard_modules
+    from xenolith.loader.modules import ModuleTree
+
+    tree = ModuleTree(kernel.modules) if kernel.modules else None
+    return Initramfs(
+        busybox=registry.busybox() or registry.pull_busybox(progress),
+        command=config.command,
+        modules=standard_modules(tree),
+        module_tree=tree,
+    ).build()
+
+
+class _Lines:
+    """Watches a console for the line in which init reports a command's exit status."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.status: int | None = None
+
+    def feed(self, data: bytes) -> None:
+        from xenolith.loader.initramfs import EXIT_MARKER, exit_status
+
+        self._rest += data
+        *lines, self._rest = self._rest.split(b"\n")
+        self._rest = self._rest[-_LINE_LIMIT:]
+        for line in lines:
+            if EXIT_MARKER.encode() in line:
+                found = exit_status(line.decode("latin-1"))
+                self.status = self.status if found is None else found
+
+
+class Session:
+    """`output(data)` takes the console of the first domain; the others' go nowhere unless `output_of` says so."""
+
+    def __init__(self, config: MachineConfig, output: Callable[[bytes], None], progress: Progress) -> None:
+        self._config = config
+        self._output = output
+        self._lines = _Lines()
+        self._stop = ""
+        self._timed_out = False
+        self.boots = [prepare(domain, progress) for domain in config.domains]
+        self.machine = Machine(config, self._console_of)
+        self.domains: list[Domain] = []
+
+    def _console_of(self, name: str) -> Callable[[bytes], None]:
+        if name != self._config.domains[0].name:
+            return lambda data: None
+        return self._first_console
+
+    def _first_console(self, data: bytes) -> None:
+        self._output(data)
+        self._lines.feed(data)
+
+    def type(self, data: bytes) -> None:
+        """Keys for the first domain's console."""
+        if self.domains:
+            self.machine.type(self.domains[0], data)
+
+    def leave(self, message: str) -> None:
+        """End the run from the machine's own thread."""
+        self._stop = message
+
+    def run(self, timeout: float | None = None) -> Outcome:
+        """Start the domains and run until all have ended, or `timeout` seconds have passed."""
+        started = time.monotonic()
+        timer = self._start_timer(timeout)
+        message = ""
+        try:
+            self.domains = [self.machine.start(boot) for boot in self.boots]
+            self.boots = []
+            self.machine.run(lambda: bool(self._stop))
+        except Stalled:
+            message = "every domain waits, and with a virtual clock nothing can come from outside"
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return self._outcome(time.monotonic() - started, message)
+
+    def _start_timer(self, timeout: float | None) -> threading.Timer | None:
+        host = self.machine.host
+        if timeout is None:
+            return None
+
+        def expire() -> None:
+            self._timed_out = True
+            self._stop = f"the time limit of {timeout:g} s is over"
+            if isinstance(host, HostLoop):
+                host.post(lambda: None)
+            self.machine.engine.kick()
+
+        timer = threading.Timer(timeout, expire)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _outcome(self, seconds: float, message: str) -> Outcome:
+        reports = [domain.crash_report for domain in self.domains if domain.crash_report is not None]
+        shutdowns = {
+            domain.name: _NAMES.get(domain.shutdown_code, "unknown")
+            for domain in self.domains
+            if domain.shutdown_code is not None
+        }
+        return Outcome(self._status(message), seconds, message or self._stop, shutdowns, reports)
+
+    def _status(self, message: str) -> int:
+        if self._timed_out:
+            return TIME_LIMIT
+        if message or any(crashed(domain) for domain in self.domains):
+            return GUEST_CRASHED
+        return GUEST_FAILED if self._lines.status else ENDED
+
+    def close(self) -> None:
+        self.machine.close()
+
+
