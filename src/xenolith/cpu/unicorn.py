@@ -343,16 +343,18 @@ class UnicornEngine:
         self._old_at = (debug + _OLD_EXCEPTION) // 4
 
     def _search(self, fd: int, pattern: bytes) -> tuple[int, int]:
+        """The address of the register block, and of the processor object before it, which points back to the block."""
         handle = os.pread(fd, 2600, self._uc.value or 0)
-        for at in range(0, len(handle) - 7, 8):
-            pointer = int.from_bytes(handle[at : at + 8], "little")
+        pointers = {int.from_bytes(handle[at : at + 8], "little") for at in range(0, len(handle) - 7, 8)}
+        for pointer in sorted(pointers, reverse=True):
             if pointer < 4096 or pointer >> 47:
                 continue
             try:
-                found = os.pread(fd, 1 << 17, pointer).find(pattern)
+                memory = os.pread(fd, 1 << 17, pointer)
             except OSError:
                 continue
-            if found >= 0:
+            found = memory.find(pattern)
+            if found >= 0 and (pointer + found).to_bytes(8, "little") in memory[:found]:
                 return pointer + found, pointer
         raise UserError("the Unicorn library hides its processor state", "pip install unicorn==2.1.4")
 
