@@ -45,6 +45,7 @@ class StandIn:
         self.pagetables = PageTables(self.frames, self.memory, self.domains)
         self.m2p = memoryview(bytearray(self.frames.total * 8)).cast("Q")
         self.woken: list[Vcpu] = []
+        self.scratch: dict[int, int] = {}
         self.unimplemented: Counter[tuple[int, int]] = Counter()
         self.frames.on_free = self._frame_freed
 
@@ -92,7 +93,7 @@ class StandIn:
         for number in range(vcpus):
             info = (domain.shared_info_mfn << 12) + number * 64
             domain.vcpus.append(Vcpu(domain, number, None, info))  # type: ignore[arg-type]
-        self.frames.allocate(domid, frames)
+        self.scratch[domid] = self.frames.allocate(domid, frames)[-1]
         domain.tot_frames = frames
         return domain
 
@@ -111,8 +112,8 @@ class StandIn:
         del self.domains[domain.domid]
 
     def call(self, caller: Domain, number: int, command: int, *arguments: Struct, at: int | None = None) -> int:
-        """The hypercall with its argument structures in the caller's memory; they are updated. Raises XenError."""
-        vaddr = self.memory_of(caller)[-1] << 12 if at is None else at
+        """The hypercall with its argument structures in the caller's last frame; they are updated. Raises XenError."""
+        vaddr = self.scratch[caller.domid] << 12 if at is None else at
         vcpu = caller.vcpus[0]
         size = type(arguments[0]).sizeof() if arguments else 0
         for index, argument in enumerate(arguments):
