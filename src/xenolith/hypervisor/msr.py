@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
+from xenolith.abi.errno import XenError
+from xenolith.abi.types import PAGE_OFFSET_MASK, PAGE_SHIFT
 from xenolith.cpu.registers import EFER_LMA, EFER_LME, EFER_NX, EFER_SCE
+from xenolith.hypervisor.frames import TYPE_WRITABLE
+from xenolith.hypervisor.hypercall_page import hypercall_page
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -35,6 +39,8 @@ ENERGY_PERF_BIAS: Final = 0x1B0
 PAT: Final = 0x277
 PERF_CAPABILITIES: Final = 0x345
 MC0_CTL: Final = 0x400
+XEN_FIRST: Final = 0x4000_0000
+"""Xen's own registers: the first, which takes the address of a hypercall page, is the one that there is."""
 EFER: Final = 0xC000_0080
 FS_BASE: Final = 0xC000_0100
 GS_BASE: Final = 0xC000_0101
@@ -64,9 +70,9 @@ Write = Callable[["Hypervisor", "Vcpu", int], bool]
 
 @dataclass(frozen=True, slots=True)
 class Msr:
-    """One register. `write` returns whether the value is allowed; None: every write is refused."""
+    """One register. `write` returns whether the value is allowed. None: it cannot be read, or written."""
 
-    read: Read
+    read: Read | None
     write: Write | None = None
 
 
@@ -76,9 +82,10 @@ def read(hv: Hypervisor, vcpu: Vcpu, number: int) -> int | None:
     A guest that has no #GP handler yet reads 0 from a register that it does not have, as under Xen.
     """
     register = _TABLE.get(number)
-    if register is not None:
+    if register is not None and register.read is not None:
         return register.read(hv, vcpu)
-    return None if vcpu.traps[GENERAL_PROTECTION].address else 0
+    may_fault = vcpu.traps[GENERAL_PROTECTION].address or number & ~0xFFFF == XEN_FIRST
+    return None if may_fault else 0
 
 
 def write(hv: Hypervisor, vcpu: Vcpu, number: int, value: int) -> bool:
@@ -141,6 +148,20 @@ def _write_tsc_aux(hv: Hypervisor, vcpu: Vcpu, value: int) -> bool:
     return True
 
 
+def _write_hypercall_page(hv: Hypervisor, vcpu: Vcpu, value: int) -> bool:
+    """Fill the guest's frame at machine address `value` with the stubs (guest_wrmsr_xen)."""
+    mfn, page = value >> PAGE_SHIFT, value & PAGE_OFFSET_MASK
+    if page:
+        return False
+    try:
+        hv.frames.get_page_and_type(mfn, vcpu.domain.domid, TYPE_WRITABLE)
+    except XenError:
+        return False
+    hv.memory.write_machine(value, hypercall_page())
+    hv.frames.put_page_and_type(mfn)
+    return True
+
+
 def _machine_check_banks() -> dict[int, Msr]:
     """Banks that never report: control reads all ones, status, address and miscellaneous read 0 and take only 0."""
     control = Msr(_constant(_ALL_ONES), _ignore)
@@ -171,6 +192,7 @@ _TABLE: Final[dict[int, Msr]] = {
     PAT: Msr(_constant(_XEN_PAT), _only(_XEN_PAT)),
     PERF_CAPABILITIES: Msr(_constant(0)),
     **_machine_check_banks(),
+    XEN_FIRST: Msr(None, _write_hypercall_page),
     # NetBSD writes NX into it although it reads as set already.
     EFER: Msr(_constant(_EFER_VALUE), _only(_EFER_VALUE)),
     FS_BASE: Msr(lambda hv, vcpu: vcpu.cpu.fs_base, _write_fs_base),
