@@ -187,8 +187,12 @@ class EventChannels:
         first = len(self._channels)
         self._channels += [Channel(self, port) for port in range(first, first + _PORTS_PER_BUCKET)]
 
+    def is_valid(self, port: int) -> bool:
+        """Whether the domain has such a port, open or closed."""
+        return 0 <= port < len(self._channels)
+
     def _channel(self, port: int) -> Channel:
-        if not 0 <= port < len(self._channels):
+        if not self.is_valid(port):
             raise XenError(EINVAL, f"port {port} is not valid")
         return self._channels[port]
 

@@ -32,6 +32,7 @@ from xenolith.abi.event_channel import (
     EvtchnBindVirq,
     EvtchnClose,
     EvtchnExpandArray,
+    EvtchnOp,
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
     EVTCHNOP_bind_ipi,
@@ -57,11 +58,12 @@ from xenolith.abi.event_channel import (
     EvtchnStatus,
     EvtchnUnmask,
 )
-from xenolith.abi.hypercalls import HYPERVISOR_event_channel_op
+from xenolith.abi.hypercalls import HYPERVISOR_event_channel_op, HYPERVISOR_event_channel_op_compat
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF, Struct
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.events import raise_global_virq, set_global_virq_handler
+from xenolith.hypervisor.hypercalls.table import HANDLERS
 
 from .conftest import StandIn
 
@@ -370,6 +372,20 @@ def test_bad_ports_and_pointers(hv: StandIn) -> None:
     assert hv.unimplemented[HYPERVISOR_event_channel_op, 99] == 1
 
 
+def test_the_older_form_of_the_call(hv: StandIn) -> None:
+    domain = hv.create(1)
+    argument = EvtchnOp(cmd=EVTCHNOP_bind_ipi)
+    vaddr = hv.scratch[1] << 12
+    hv.memory.write(domain.vcpus[0], vaddr, argument.to_bytes())
+    handler = HANDLERS[HYPERVISOR_event_channel_op_compat]
+    assert handler(hv, domain.vcpus[0], vaddr) == 0
+    assert EvtchnOp.from_bytes(hv.memory.read(domain.vcpus[0], vaddr, argument.sizeof())).u.bind_ipi.port == 1
+    hv.memory.write(domain.vcpus[0], vaddr, EvtchnOp(cmd=EVTCHNOP_reset).to_bytes())
+    with pytest.raises(XenError) as caught:
+        handler(hv, domain.vcpus[0], vaddr)
+    assert caught.value.errno == ENOSYS
+
+
 def test_ports_run_out_and_the_lowest_is_used_again(hv: StandIn) -> None:
     domain = hv.create(1)
     ports = [domain.events.alloc_unbound(2) for _ in range(4095)]
@@ -377,6 +393,8 @@ def test_ports_run_out_and_the_lowest_is_used_again(hv: StandIn) -> None:
     with pytest.raises(XenError) as caught:
         domain.events.alloc_unbound(2)
     assert caught.value.errno == ENOSPC
+    assert domain.events.is_valid(4095)
+    assert not domain.events.is_valid(4096)
     domain.events.close(17)
     domain.events.close(5)
     assert [domain.events.alloc_unbound(2), domain.events.alloc_unbound(2)] == [5, 17]

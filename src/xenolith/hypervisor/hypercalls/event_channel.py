@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EINVAL, XenError
+from xenolith.abi.errno import EINVAL, ENOSYS, XenError
 from xenolith.abi.event_channel import (
     BIND_PIRQ__WILL_SHARE,
     EVTCHN_FIFO_LINK_BITS,
@@ -17,6 +17,7 @@ from xenolith.abi.event_channel import (
     EvtchnClose,
     EvtchnExpandArray,
     EvtchnInitControl,
+    EvtchnOp,
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
     EVTCHNOP_bind_ipi,
@@ -41,7 +42,7 @@ from xenolith.abi.event_channel import (
     EvtchnStatus,
     EvtchnUnmask,
 )
-from xenolith.abi.hypercalls import HYPERVISOR_event_channel_op
+from xenolith.abi.hypercalls import HYPERVISOR_event_channel_op, HYPERVISOR_event_channel_op_compat
 from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
 
@@ -49,10 +50,21 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.hypervisor.vcpu import Vcpu
 
+_COMPAT_ARGUMENT: Final = EvtchnOp.u.offset
+
 
 @hypercall(HYPERVISOR_event_channel_op)
 def event_channel_op(hv: Hypervisor, caller: Vcpu, command: int, vaddr: int) -> int:
     return run_operation(hv, caller, HYPERVISOR_event_channel_op, command & 0xFFFFFFFF, vaddr)
+
+
+@hypercall(HYPERVISOR_event_channel_op_compat)
+def event_channel_op_compat(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
+    """The older form, whose one structure holds the command and its argument. Raises XenError(ENOSYS) for newer ones."""
+    command = int.from_bytes(hv.memory.read(caller, vaddr, 4), "little")
+    if command > EVTCHNOP_unmask:
+        raise XenError(ENOSYS, f"command {command} has no such form")
+    return run_operation(hv, caller, HYPERVISOR_event_channel_op, command, vaddr + _COMPAT_ARGUMENT)
 
 
 @operation(HYPERVISOR_event_channel_op, EVTCHNOP_alloc_unbound, copy_back=True)
