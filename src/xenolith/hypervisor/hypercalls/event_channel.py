@@ -60,7 +60,7 @@ def event_channel_op(hv: Hypervisor, caller: Vcpu, command: int, vaddr: int) -> 
 
 @hypercall(HYPERVISOR_event_channel_op_compat)
 def event_channel_op_compat(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
-    """The older form, whose one structure holds the command and its argument. Raises XenError(ENOSYS) for newer ones."""
+    """The older form: one structure holds the command and its argument. Raises XenError(ENOSYS) for newer commands."""
     command = int.from_bytes(hv.memory.read(caller, vaddr, 4), "little")
     if command > EVTCHNOP_unmask:
         raise XenError(ENOSYS, f"command {command} has no such form")
