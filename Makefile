@@ -1,0 +1,51 @@
+# `make run` boots a machine, `make test` runs every check. Both need python3 (3.11 or newer) with venv, and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One apt-get download each; what cannot be had is skipped by the tests that want it.
+TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-cloud grub mach
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install run test lint bench docs clean
+
+help:
+	@echo 'make run      boot a machine; this terminal is its console (Ctrl-] leaves it). More options: make run ARGS="--memory 1GiB"'
+	@echo 'make test     run every check: ruff, mypy, layers, pytest'
+	@echo 'make lint     the checks without pytest'
+	@echo 'make bench    measure Xenolith against QEMU and Xen (needs qemu-system-x86)'
+	@echo 'make docs     write the generated documents anew'
+	@echo 'make install  install into .venv only'
+	@echo 'make clean    remove .venv and everything that was generated'
+
+install: $(VENV)/installed
+
+run: $(VENV)/installed
+	@exec $(BIN)/xenolith boot $(ARGS)
+
+test: $(VENV)/installed-dev
+	@tools/pull_test_kernels $(BIN)/xenolith $(TEST_KERNELS)
+	@tools/check $(BIN) ruff format mypy layers pytest
+
+lint: $(VENV)/installed-dev
+	@tools/check $(BIN) ruff format mypy layers
+
+bench: $(VENV)/installed
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/installed
+	@$(BIN)/python -m tools.abi_coverage docs/abi-coverage.md
+	@$(BIN)/python -m tools.cli_reference docs/cli.md
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist benchmarks/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml
+	@tools/install "$(PYTHON)" $(VENV) .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml
+	@tools/install "$(PYTHON)" $(VENV) '.[dev]'
+	@touch $(VENV)/installed $@

@@ -1,0 +1,99 @@
+"""xenolith doctor: what this host offers, and what to install for more."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from xenolith.toolstack.doctor import EngineReport, HostReport
+
+NOT_READY: Final = 1
+_Row = tuple[str, str, bool | None]
+"""What, how it is, and whether that is good (None: it does not matter)."""
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Say what this host offers: engines and their speed, memory, kernels and tools.
+
+    Exit status: 0 if a machine can be started, 1 if not.
+    """
+    from xenolith.cli.terminal import print_json
+    from xenolith.toolstack.doctor import examine
+
+    report = examine()
+    if as_json:
+        print_json(_record(report))
+    else:
+        _print(report)
+    sys.exit(0 if report.ready else NOT_READY)
+
+
+def _record(report: HostReport) -> dict[str, Any]:
+    """Everything, for programs."""
+    return {"ready": report.ready, **dataclasses.asdict(report)}
+
+
+def _print(report: HostReport) -> None:
+    from rich.text import Text
+
+    from xenolith.cli.terminal import console
+
+    out = console()
+    for title, rows in _sections(report):
+        out.print(Text(title, "bold"))
+        width = max((len(name) for name, _, _ in rows), default=0)
+        for name, value, good in rows:
+            mark, style = {True: ("+", "green"), False: ("-", "yellow"), None: (" ", "")}[good]
+            out.print(Text.assemble(f"  {mark} ", (f"{name:<{width}}  ", ""), (value, style)))
+    if report.ready:
+        out.print(Text("A machine can be started: xenolith boot", "bold green"))
+    else:
+        out.print(Text("No machine can be started here.", "bold red"))
+    for sentence in report.advice:
+        out.print(Text(f"  {sentence}"))
+
+
+def _sections(report: HostReport) -> list[tuple[str, list[_Row]]]:
+    enough = report.memory_available >= report.memory_needed
+    memory = f"{report.memory_available >> 20} MiB free, {report.memory_needed >> 20} MiB for the usual machine"
+    return [
+        (
+            "Host",
+            [
+                ("processor", f"{report.processors} × {report.processor} ({report.architecture})", None),
+                ("memory", memory, enough),
+            ],
+        ),
+        ("Engines", [(engine.name, _engine(engine), engine.usable) for engine in report.engines]),
+        (
+            "Kernels",
+            [(kernel.name, f"{kernel.origin}: {kernel.verdict}", kernel.boots) for kernel in report.kernels]
+            or [("none", "xenolith pull brings one", False)],
+        ),
+        (
+            "Tools",
+            [
+                (tool.name, f"{tool.path or 'missing'}, for {tool.purpose}", tool.path is not None)
+                for tool in report.tools
+            ],
+        ),
+    ]
+
+
+def _engine(engine: EngineReport) -> str:
+    words = [engine.about]
+    if engine.version is not None:
+        words.insert(0, engine.version)
+    if engine.preemptible is not None:
+        words.append(f"{'stops' if engine.preemptible else 'cannot stop'} a guest that spins")
+    if engine.exit_us is not None:
+        words.append(f"{engine.exit_us} µs an exit")
+    if engine.million_instructions_per_second is not None:
+        words.append(f"{engine.million_instructions_per_second:.0f} million instructions a second in a tight loop")
+    return "; ".join(words)
