@@ -24,8 +24,8 @@ _MODULES: Final = "etc/xenolith/modules"
 
 _INIT: Final = """\
 #!/bin/busybox sh
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
-/bin/busybox mkdir -p /proc /sys /dev /run /tmp /root /sbin /usr/bin /usr/sbin
+export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root
+/bin/busybox mkdir -p /proc /sys /dev /run /tmp /root /usr/bin /usr/sbin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -38,22 +38,35 @@ while read -r module; do insmod "/lib/modules/$(uname -r)/$module"; done < /etc/
 name=guest
 grep -q control_d /proc/xen/capabilities 2>/dev/null && name=dom0
 hostname "$name"
+# busybox's poweroff, halt and reboot send these signals to process 1, which hears them because it only waits.
+trap 'poweroff -f' USR2
+trap 'halt -f' USR1
+trap 'reboot -f' TERM
 if [ -e /etc/xenolith/command ]; then
-    sh /etc/xenolith/command
+    sh /etc/xenolith/command < /dev/console &
+    wait $!
     status=$?
     sync
     echo "@MARKER@$status"
-else
-    cat /etc/motd
-    cd /root
-    PS1="$name:\\\\w# " setsid cttyhack sh
-    echo "The shell has ended: powering off."
+    poweroff -f
 fi
-poweroff -f
+# Not started with "&", which would turn off the interrupt key for all that runs in the shell.
+PS1="$name:\\\\w# " start-stop-daemon -S -b -x /bin/sh -- /etc/xenolith/shell
+while true; do
+    sleep 1000000000 &
+    wait $!
+done
 """.replace("@MARKER@", EXIT_MARKER)
 
+_SHELL: Final = """\
+cd /root
+setsid cttyhack sh -c 'cat /etc/motd; exec sh'
+poweroff
+"""
+"""The session on the console, which is its controlling terminal so that it has job control."""
+
 _MOTD: Final = """
-This is a Linux kernel on Xenolith, with busybox around it. 'exit' or 'poweroff -f' ends it.
+This is a Linux kernel on Xenolith, with busybox around it. 'exit' or 'poweroff' ends it.
 
 """
 
@@ -108,6 +121,7 @@ class Initramfs:
         yield cpio.file("bin/busybox", _read(self.busybox), 0o755)
         yield cpio.symlink("bin/sh", "busybox")
         yield cpio.file("init", _INIT.encode(), 0o755)
+        yield cpio.file("etc/xenolith/shell", _SHELL.encode())
         yield cpio.file("etc/motd", _MOTD.encode())
         yield cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         yield cpio.file("etc/group", b"root:x:0:\n")

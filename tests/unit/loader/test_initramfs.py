@@ -136,8 +136,14 @@ def test_exit_status(line: str, status: int | None) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="no shell on this host")
-def test_init_is_a_script_that_a_shell_can_read(busybox: Path) -> None:
-    script = contents(Initramfs(busybox))["init"].data
+@pytest.mark.parametrize("name", ["init", "etc/xenolith/shell"])
+def test_the_scripts_can_be_read_by_a_shell(busybox: Path, name: str) -> None:
+    script = contents(Initramfs(busybox))[name].data
+    assert b"poweroff" in script
     subprocess.run(["sh", "-n"], input=script, check=True, capture_output=True)
-    assert b"poweroff -f" in script.splitlines()[-1]
-    assert EXIT_MARKER.encode() in script
+
+
+def test_init_reports_with_the_marker(busybox: Path) -> None:
+    script = contents(Initramfs(busybox))["init"].data.decode()
+    assert f'echo "{EXIT_MARKER}$status"' in script
+    assert "@" not in script
