@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -85,6 +84,8 @@ def _named(name: str, progress: Progress) -> Kernel:
     known = {kernel.name: kernel for kernel in host()}
     if name in known:
         return known[name]
+    import difflib
+
     close = difflib.get_close_matches(name, [*known, *(source.alias for source in registry.SOURCES)], 1)
     hint = f"did you mean '{close[0]}'?" if close else "'xenolith kernels' lists those that can be had"
     raise UserError(f"there is no kernel '{name}'", hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,20 +36,21 @@ class ModuleTree:
     """
 
     directory: Path
-    _paths: dict[str, Path] = field(init=False)
+    _paths: dict[str, str] = field(init=False)
     _builtin: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self._paths = {
-            _name(path): path
-            for path in sorted(self.directory.rglob("*.ko*"))
-            if path.name.endswith(_SUFFIXES) and path.is_file()
+            _name(file): os.path.join(directory, file)
+            for directory, _, files in os.walk(self.directory)
+            for file in files
+            if file.endswith(_SUFFIXES)
         }
         try:
             lines = (self.directory / "modules.builtin").read_text().split()
         except OSError:
             lines = []
-        self._builtin = frozenset(_name(Path(line)) for line in lines)
+        self._builtin = frozenset(_name(os.path.basename(line)) for line in lines)
 
     @property
     def version(self) -> str:
@@ -82,11 +83,13 @@ class ModuleTree:
         found.append(module)
 
     def _read(self, name: str) -> Module:
-        path = self._paths.get(name)
-        if path is None:
+        if name not in self._paths:
+            import difflib
+
             close = difflib.get_close_matches(name, self._paths, 3)
             hint = f"did you mean {' or '.join(close)}?" if close else ""
             raise UserError(f"the kernel {self.version} has no module '{name}'", hint)
+        path = Path(self._paths[name])
         data = _unpacked(path)
         try:
             elf = ElfFile.parse(data)
@@ -98,9 +101,9 @@ class ModuleTree:
         return Module(name, str(plain), data, depends, tuple(_soft_dependencies(info.get("softdep", ""))))
 
 
-def _name(path: Path) -> str:
-    """A module's name from its file: without the suffix, with underscores."""
-    return path.name.split(".ko")[0].replace("-", "_")
+def _name(file: str) -> str:
+    """A module's name from its file's: without the suffix, with underscores."""
+    return file.split(".ko")[0].replace("-", "_")
 
 
 def _unpacked(path: Path) -> bytes:

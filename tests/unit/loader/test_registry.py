@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.loader.module_maker import module
 from xenolith.errors import UserError
+from xenolith.loader import apt as apt_module
 from xenolith.loader import registry
 
 META = "Package: linux-image-amd64\nVersion: 6.6.6-1\nDepends: foo, linux-image-6.6.6-amd64 (= 6.6.6-1), bar\n"
@@ -93,7 +94,7 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Apt:
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
     keyring = tmp_path / "keyring"
     keyring.touch()
-    monkeypatch.setattr(registry, "_KEYRINGS", (keyring,))
+    monkeypatch.setattr(apt_module, "_KEYRINGS", (keyring,))
     monkeypatch.setattr(registry, "_is_static", lambda path: False)
     found = Apt(directory)
     found.package("linux-image-amd64", META)
@@ -135,7 +136,7 @@ def test_a_kernel_its_modules_and_busybox(apt: Apt, cache_home: Path) -> None:
 
 
 def test_the_host_s_mirror_is_used(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = list(registry._source_lines(("bookworm", "bookworm-security")))
+    lines = list(apt_module._source_lines(("bookworm", "bookworm-security")))
     assert lines[0].endswith("] http://mirror.example/debian bookworm main\n")
     assert lines[1].endswith("] http://deb.debian.org/debian-security bookworm-security main\n")
 
@@ -246,7 +247,7 @@ def test_a_host_without_apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_host_without_the_keys(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_KEYRINGS", ())
+    monkeypatch.setattr(apt_module, "_KEYRINGS", ())
     with pytest.raises(UserError, match="signing keys"):
         registry.pull("grub", silent)
 

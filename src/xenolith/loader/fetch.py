@@ -1,0 +1,141 @@
+"""Filling the user's shelf of kernels: packages are fetched, and what is wanted of them is put into place at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from xenolith.errors import UserError
+from xenolith.loader.apt import Apt, Package
+from xenolith.loader.registry import MANIFEST, Progress, Source, shelf
+
+_UNFINISHED: Final = ".new-"
+_STALE_SECONDS: Final = 24 * 3600
+_UNWANTED_MODULES: Final = (
+    "sound/",
+    "drivers/comedi/",
+    "drivers/gpu/",
+    "drivers/iio/",
+    "drivers/infiniband/",
+    "drivers/media/",
+    "drivers/net/wireless/",
+    "drivers/staging/",
+)
+"""Directories of modules, half of a package by size, for hardware that no machine of ours has."""
+
+
+def fetch(sources: Iterable[Source], suites: Iterable[str], progress: Progress) -> None:
+    """Bring things of the same suites. What is brought appears on the shelf complete or not at all.
+
+    UserError if there is no apt-get, the registry cannot be reached, a package is damaged, or the disk is full.
+    """
+    parent = shelf()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=parent) as temporary:
+            apt = Apt(Path(temporary, "apt"), suites, progress)
+            apt.update()
+            for wanted in sources:
+                _bring(wanted, apt, Path(temporary, wanted.alias), progress)
+    except OSError as error:
+        raise UserError(f"nothing can be stored in {parent}: {error.strerror or error}") from None
+
+
+def _bring(wanted: Source, apt: Apt, work: Path, progress: Progress) -> None:
+    """Fetch one thing, unpack it in `work`, and put it in its place."""
+    package = apt.resolve(wanted)
+    deb = apt.download(package.name)
+    tree, place = work / "tree", shelf() / wanted.alias
+    tree.mkdir(parents=True)
+    _unpack(deb, package, tree, wanted, progress)
+    _write_manifest(tree, wanted, package)
+    if place.exists():
+        os.rename(place, work / "old")
+    os.rename(tree, place)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what a killed pull left behind a day or more ago."""
+    for directory in parent.glob(f"{_UNFINISHED}*"):
+        if time.time() - directory.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _unpack(deb: Path, package: Package, tree: Path, wanted: Source, progress: Progress) -> None:
+    """Write what is wanted of a package below `tree`, each module compressed. UserError if the package is damaged."""
+    import zstandard
+
+    compressor = zstandard.ZstdCompressor(level=3)
+    for path, data, position in _members(deb, wanted):
+        target = tree / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".ko":
+            target.with_name(target.name + ".zst").write_bytes(compressor.compress(data))
+        else:
+            target.write_bytes(data)
+        progress(f"unpacking {package.name}", min(position / max(package.size, 1), 1.0))
+    progress(f"unpacking {package.name}", 1.0)
+
+
+def _members(deb: Path, wanted: Source) -> Iterator[tuple[PurePosixPath, bytes, int]]:
+    """The wanted files of a package: path, contents, and how many bytes into the archive they end."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for member in archive:
+                    path = _plain_path(member.name)
+                    if member.isreg() and _is_wanted(path, wanted):
+                        file = archive.extractfile(member)
+                        assert file is not None
+                        yield path, file.read(), member.offset_data + member.size
+            process.stdout.read()
+        except tarfile.TarError as error:
+            raise UserError(f"the package {deb.name} is damaged: {error}") from None
+        finally:
+            process.stdout.close()
+    if process.returncode:
+        raise UserError(f"the package {deb.name} is damaged")
+
+
+def _plain_path(name: str) -> PurePosixPath:
+    """A path in a package, without the leading usr/ that merged file systems made a matter of taste."""
+    path = PurePosixPath(name.removeprefix("./"))
+    return PurePosixPath(*path.parts[1:]) if path.parts[:1] == ("usr",) else path
+
+
+def _is_wanted(path: PurePosixPath, wanted: Source) -> bool:
+    if ".." in path.parts or path.is_absolute():
+        return False
+    if fnmatch(str(path), wanted.file):
+        return True
+    if not wanted.modules or path.parts[:2] != ("lib", "modules"):
+        return False
+    # lib/modules/VERSION/kernel/…
+    return not "/".join(path.parts[4:]).startswith(_UNWANTED_MODULES)
+
+
+def _write_manifest(tree: Path, wanted: Source, package: Package) -> None:
+    """Note what the tree is, for `pulled` to read. UserError if the package did not hold the file."""
+    file = next(iter(sorted(tree.glob(wanted.file))), None)
+    if file is None:
+        raise UserError(f"the package {package.name} holds no {wanted.file}")
+    modules = next(iter(sorted(tree.glob("lib/modules/*"))), None)
+    manifest = {
+        "package": package.name,
+        "version": package.version,
+        "file": str(file.relative_to(tree)),
+        "modules": str(modules.relative_to(tree)) if modules else None,
+    }
+    (tree / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
