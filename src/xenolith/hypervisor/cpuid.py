@@ -75,6 +75,7 @@ _SHOWN_1_ECX: Final = _bits(
     25,  # AES
     30,  # RDRAND
 )
+_RDRAND: Final = 1 << 30
 _SHOWN_1_EDX: Final = _bits(
     0,  # FPU
     2,  # debugging extensions
@@ -101,10 +102,14 @@ _SHOWN_EXTENDED_EDX: Final = _bits(11, 20, 27, 29)  # SYSCALL, NX, RDTSCP, 64-bi
 
 
 class CpuidPolicy:
-    """The answers to CPUID that `domain` gets on `engine`. They do not depend on the guest's mode or on how it asks."""
+    """The answers to CPUID that `domain` gets on `engine`. They do not depend on the guest's mode or on how it asks.
 
-    def __init__(self, engine: Engine, domain: Domain) -> None:
+    With `repeatable` there is no RDRAND, whose numbers would differ from run to run.
+    """
+
+    def __init__(self, engine: Engine, domain: Domain, repeatable: bool = False) -> None:
         self._engine = engine
+        self._shown_1_ecx = _SHOWN_1_ECX & ~_RDRAND if repeatable else _SHOWN_1_ECX
         self._domain = domain
         self._answers: dict[tuple[int, int], Leaf] = {}
 
@@ -127,7 +132,7 @@ class CpuidPolicy:
 
     def _features(self, subleaf: int) -> Leaf:
         _, _, ecx, edx = self._real(1)
-        return (FAMILY_MODEL_STEPPING, _CLFLUSH_LINE, ecx & _SHOWN_1_ECX | _HYPERVISOR, edx & _SHOWN_1_EDX)
+        return (FAMILY_MODEL_STEPPING, _CLFLUSH_LINE, ecx & self._shown_1_ecx | _HYPERVISOR, edx & _SHOWN_1_EDX)
 
     def _cache_descriptors(self, subleaf: int) -> Leaf:
         return self._real(2)

@@ -65,6 +65,12 @@ def test_features_that_stay(full: CpuidPolicy) -> None:
         assert edx >> bit & 1
 
 
+def test_a_run_that_shall_be_repeatable_has_no_random_numbers(full: CpuidPolicy) -> None:
+    repeatable = CpuidPolicy(FullProcessor(), Domain(1, "guest", 16), repeatable=True)  # type: ignore[arg-type]
+    assert full.query(1, 0)[2] ^ repeatable.query(1, 0)[2] == 1 << 30
+    assert not repeatable.query(7, 0)[1] >> 18 & 1
+
+
 def test_nothing_is_claimed_that_the_engine_lacks() -> None:
     bare = policy(BareProcessor())
     assert bare.query(1, 0)[2:] == (1 << 31, 0)
