@@ -110,7 +110,7 @@ class CpuidPolicy:
     def __init__(self, engine: Engine, domain: Domain, repeatable: bool = False) -> None:
         self._engine = engine
         self._shown_1_ecx = _SHOWN_1_ECX & ~_RDRAND if repeatable else _SHOWN_1_ECX
-        self._domain = domain
+        self.domain = domain
         self._answers: dict[tuple[int, int], Leaf] = {}
 
     def query(self, leaf: int, subleaf: int) -> Leaf:
