@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 
 from xenolith.errors import UserError
 
@@ -23,6 +24,7 @@ class Ram:
         self.frames = size >> PAGE_SHIFT
         try:
             self.fd = os.memfd_create("xenolith-ram", os.MFD_CLOEXEC)
+            weakref.finalize(self, os.close, self.fd)
             os.ftruncate(self.fd, size)
             self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         except (OSError, OverflowError, ValueError) as error:
