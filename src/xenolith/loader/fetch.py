@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
@@ -42,13 +45,33 @@ def fetch(sources: Iterable[Source], suites: Iterable[str], progress: Progress) 
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
-        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=parent) as temporary:
+        with _orderly_end(), tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=parent) as temporary:
             apt = Apt(Path(temporary, "apt"), suites, progress)
             apt.update()
             for wanted in sources:
                 _bring(wanted, apt, Path(temporary, wanted.alias), progress)
     except OSError as error:
         raise UserError(f"nothing can be stored in {parent}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Turn the signals that would end the process on the spot into SystemExit, so that nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    replaced = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _bring(wanted: Source, apt: Apt, work: Path, progress: Progress) -> None:

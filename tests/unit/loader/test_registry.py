@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tarfile
 import time
 from pathlib import Path
@@ -198,6 +199,18 @@ def test_an_interrupt_leaves_nothing(apt: Apt, cache_home: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         registry.pull("debian", interrupt)
     assert shelf(cache_home) == {"busybox"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(apt: Apt, cache_home: Path, number: signal.Signals) -> None:
+    def interrupt(what: str, share: float) -> None:
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as caught:
+        registry.pull("grub", interrupt)
+    assert caught.value.code == 128 + number
+    assert shelf(cache_home) == set()
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_running_apt_is_ended(apt: Apt, cache_home: Path, tmp_path: Path) -> None:
