@@ -96,6 +96,7 @@ class Hypervisor:
         self._wall_offset_ns = 0
         self._cpuid: dict[int, CpuidPolicy] = {}
         self._next_domid = 0
+        self._native_ready: dict[Callable[[], None], None] = {}
         self.vcpu_op_target: Vcpu
 
         self.frames = FrameTable(ram)
@@ -184,6 +185,12 @@ class Hypervisor:
     def timers_changed(self) -> None:
         """A timer of the running vCPU was set: the engine must be stopped in time for it."""
         self.host.arm(self._deadline(self.traps.current))
+
+    def run_at_most(self, duration_ns: int) -> None:
+        """The running vCPU is stopped when it has run so long from now, if it was not to be earlier."""
+        limit = self.now_ns() + duration_ns
+        deadline = self._deadline(self.traps.current)
+        self.host.arm(limit if deadline is None else min(limit, deadline))
 
     # -- telling ------------------------------------------------------------------------------------------------------------
 
@@ -327,6 +334,15 @@ class Hypervisor:
         domain.vcpus[0].periodic_next_ns = self.now_ns() + domain.vcpus[0].periodic_ns
         self.publish("start", domid=domain.domid)
 
+    def create_native_domain(self, name: str, capabilities: Capability, service: Callable[[], None]) -> Domain:
+        """A domain whose code is Python: `service` is called whenever one of its event channels has become pending."""
+        domain = self.create_domain(name, 0, 1, capabilities)
+        vcpu = domain.vcpus[0]
+        vcpu.periodic_ns = 0
+        vcpu.native = service
+        self.ram.bytes[vcpu.info_maddr + UPCALL_MASK] = 0
+        return domain
+
     def shutdown(self, domain: Domain, reason: int) -> None:
         """The domain stops for `reason` (SHUTDOWN_*); one that has the hardware takes the machine with it."""
         if domain.shutdown_code is not None:
@@ -392,6 +408,10 @@ class Hypervisor:
 
     def wake(self, vcpu: Vcpu) -> None:
         """An event became pending for `vcpu`, or it may run again for another reason."""
+        if vcpu.native is not None:
+            self._native_ready[vcpu.native] = None
+            self.reschedule = True
+            return
         if vcpu.blocked:
             vcpu.blocked = vcpu.polling = False
             vcpu.poll_ports, vcpu.poll_deadline_ns = (), 0
@@ -412,6 +432,8 @@ class Hypervisor:
             self.pc.poll()
         self._bite()
         self.reschedule = False
+        while self._native_ready:
+            self._native_ready.popitem()[0]()
         vcpu = self.scheduler.pick()
         if vcpu is None:
             self.host.wait(self._outer_deadline())

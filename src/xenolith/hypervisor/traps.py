@@ -80,6 +80,14 @@ _CODE64_ATTRIBUTES: Final = attributes_of(FLAT_CODE64)
 _DATA_ATTRIBUTES: Final = attributes_of(FLAT_DATA)
 _USER_FLAGS: Final = FLAGS_ARITHMETIC | TF | DF | NT | RF | AC | (1 << 21)
 
+_LONGEST_STREAK: Final = 16
+_BREATH_NS: Final = 50_000
+"""Returns from event handlers that lead straight into the next one, and the time that a guest then gets to itself.
+
+Linux's real-time kernels can send themselves an IPI at the end of every handler until they have scheduled once; without
+any progress between the handlers they never do (they hang so on other hypervisors).
+"""
+
 
 class Traps:
     """The hypervisor's side of every exit; one for the machine. `current` is the vCPU that runs."""
@@ -188,7 +196,11 @@ class Traps:
         """Deliver what is pending, and stop the engine if the vCPU cannot or should not go on."""
         info = vcpu.info_maddr
         if self._bytes[info] and not self._bytes[info + UPCALL_MASK]:
-            self._deliver_event(vcpu)
+            if vcpu.upcall_streak < _LONGEST_STREAK:
+                self._deliver_event(vcpu)
+            else:
+                vcpu.upcall_streak = 0
+                self._hv.run_at_most(_BREATH_NS)
         elif vcpu.nmi_pending:
             self._deliver_nmi(vcpu)
         if self._hv.reschedule or not vcpu.runnable:
@@ -290,6 +302,7 @@ class Traps:
                 return
             self.enter_user(vcpu)
         self._bytes[vcpu.info_maddr + UPCALL_MASK] = 0 if flags & IF else 1
+        vcpu.upcall_streak = vcpu.upcall_streak + 1 if flags & IF and self._bytes[vcpu.info_maddr] else 0
         regs[RAX] = rax
         if not how & _VGCF_IN_SYSCALL:
             regs[R11], regs[RCX] = r11, rcx

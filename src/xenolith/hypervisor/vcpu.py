@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -79,6 +80,8 @@ class Vcpu:
     has_trap_table: bool = False
     callbacks: dict[int, Callback] = field(default_factory=dict)
     nmi_pending: bool = False
+    upcall_streak: int = 0
+    """Returns from event handlers in a row with the next event already pending."""
     gdt_mfns: list[int] = field(default_factory=list)
     gdt_entries: int = 0
     ldt_base: int = 0
@@ -87,6 +90,8 @@ class Vcpu:
     cr4: int = 0
     debug: list[int] = field(default_factory=lambda: [0] * 8)
 
+    native: Callable[[], None] | None = None
+    """For a native domain: what looks at its events. It is called in the machine's own turn, never inside an exit."""
     info_registered: bool = False
     time_version: int = 0
     runstate: Runstate = field(default_factory=Runstate)
