@@ -121,7 +121,7 @@ HYPERCALLS: Final[tuple[Hypercall, ...]] = (
     Hypercall(
         HYPERVISOR_set_callbacks,
         "set_callbacks",
-        ("event_selector", "event_address", "failsafe_selector", "failsafe_address"),
+        ("event_address", "failsafe_address", "syscall_address"),
         "L",
     ),
     Hypercall(HYPERVISOR_fpu_taskswitch, "fpu_taskswitch", ("set",), "U"),
