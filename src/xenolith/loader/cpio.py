@@ -10,6 +10,8 @@ from typing import Final
 from xenolith.errors import UserError
 
 _MAGIC: Final = b"070701"
+_MAGICS: Final = (_MAGIC, b"070702")
+"""What may be read: without and with checksums, which are not looked at."""
 _HEADER_SIZE: Final = 110
 _TRAILER: Final = "TRAILER!!!"
 _BLOCK: Final = 512
@@ -67,12 +69,23 @@ def write(entries: Iterable[Entry]) -> bytes:
     return bytes(archive + bytes(-len(archive) % _BLOCK))
 
 
-def read(archive: bytes) -> Iterator[Entry]:
+def is_archive(data: memoryview) -> bool:
+    """Whether this begins as a newc archive does."""
+    return bytes(data[:6]) in _MAGICS
+
+
+def check(archive: memoryview) -> None:
+    """Walk through an archive. UserError if it is cut off or no newc archive; what follows its end is not looked at."""
+    for _ in read(archive):
+        pass
+
+
+def read(archive: bytes | memoryview) -> Iterator[Entry]:
     """The entries of an uncompressed archive. UserError if it is cut off or no newc archive."""
     offset = 0
     while True:
-        header = archive[offset : offset + _HEADER_SIZE]
-        if len(header) < _HEADER_SIZE or not header.startswith(_MAGIC):
+        header = bytes(archive[offset : offset + _HEADER_SIZE])
+        if len(header) < _HEADER_SIZE or not header.startswith(_MAGICS):
             raise UserError("this is not a newc cpio archive, or it is cut off")
         try:
             fields = [int(header[at : at + 8], 16) for at in range(6, _HEADER_SIZE, 8)]
@@ -82,9 +95,9 @@ def read(archive: bytes) -> Iterator[Entry]:
         name_at = offset + _HEADER_SIZE
         data_at = name_at + name_size + 3 & ~3
         offset = data_at + size + 3 & ~3
-        name = archive[name_at : name_at + name_size].rstrip(b"\0").decode("utf-8", "surrogateescape")
+        name = bytes(archive[name_at : name_at + name_size]).rstrip(b"\0").decode("utf-8", "surrogateescape")
         if name == _TRAILER:
             return
         if data_at + size > len(archive):
             raise UserError("this cpio archive is cut off")
-        yield Entry(name, mode, archive[data_at : data_at + size], (major, minor))
+        yield Entry(name, mode, bytes(archive[data_at : data_at + size]), (major, minor))

@@ -51,6 +51,13 @@ def test_the_cache_comes_before_the_host(boot: Path, cache_home: Path) -> None:
     assert [kernel.name for kernel in kernels.cached()] == ["debian", "debian-rt"]
 
 
+def test_what_is_no_linux_is_taken_only_when_named(boot: Path, cache_home: Path) -> None:
+    put(cache_home, "grub")
+    assert kernels.find("grub", silent).origin == "cache"
+    with pytest.raises(UserError, match="no kernel was found"):
+        kernels.find(None, silent)
+
+
 def test_the_newest_host_kernel_that_carries_pv_notes(boot: Path, tmp_path: Path) -> None:
     for version, data in {"6.9.0": PV, "6.10.0": PV, "6.11.0": PLAIN, "7.0": b"text"}.items():
         (boot / f"vmlinuz-{version}").write_bytes(data)
