@@ -25,7 +25,6 @@ class Kernel:
 
     `name` is what `--kernel` takes; `origin` is "file", "cache" or "host"; `modules` is its …/lib/modules/VERSION, if
     there is one.
-    `is_linux` is false of those in the cache that are something else.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Kernel:
     origin: str
     modules: Path | None
     description: str = ""
-    is_linux: bool = True
 
     def image(self) -> KernelImage:
         """The kernel itself. UserError if the file is damaged."""
@@ -44,11 +42,12 @@ def find(name: str | None, progress: Progress) -> Kernel:
     """The kernel of that name (a file, an alias of `xenolith pull`, or a version in /boot), or the best there is.
 
     Without a name: the first Linux in the cache, in the order of the registry; the host's newest readable one that
-    carries Xen PV notes; else the registry's default is pulled. UserError if there is no such kernel, or none can be had.
+    carries Xen PV notes; else the registry's default is pulled. UserError if there is no such kernel, or none can be
+    had.
     """
     if name is not None:
         return _named(name, progress)
-    found = next((kernel for kernel in cached() if kernel.is_linux), None) or next(
+    found = next((kernel for kernel in cached() if _is_linux(kernel)), None) or next(
         (kernel for kernel in host() if _boots(kernel)), None
     )
     if found is not None:
@@ -109,8 +108,13 @@ def _directory(path: Path) -> Path | None:
 def _from_registry(pulled: registry.Pulled) -> Kernel:
     source = registry.source(pulled.alias)
     assert source is not None
-    about = f"{source.description}, {pulled.version}"
-    return Kernel(pulled.alias, pulled.file, "cache", pulled.modules, about, is_linux=source.modules)
+    return Kernel(pulled.alias, pulled.file, "cache", pulled.modules, f"{source.description}, {pulled.version}")
+
+
+def _is_linux(kernel: Kernel) -> bool:
+    """Whether a kernel of the cache is one that a machine can be started with unasked."""
+    source = registry.source(kernel.name)
+    return source is not None and source.modules
 
 
 def _boots(kernel: Kernel) -> bool:
