@@ -1,0 +1,74 @@
+"""Guests for tests: one machine for each module; guests are destroyed and their remains counted at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guest.assembler import TestImage, assemble, missing_tools
+from tests.guest.pvguest import PvGuest, TestMachine
+
+Starter = Callable[..., PvGuest]
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> TestImage:
+    if missing := missing_tools():
+        pytest.skip(f"{', '.join(missing)} not installed: binutils assembles the guests")
+    directory: Path = tmp_path_factory.mktemp("image")
+    return assemble(directory)
+
+
+@pytest.fixture(scope="module")
+def shared_machine(image: TestImage) -> Iterator[list[TestMachine]]:
+    """The module's machine, in a list because one that a test broke is replaced."""
+    machines = [TestMachine(image)]
+    yield machines
+    for machine in machines:
+        machine.close()
+
+
+@pytest.fixture
+def machine(image: TestImage, shared_machine: list[TestMachine]) -> Iterator[TestMachine]:
+    """The machine of this module. After the test its books balance; destroying all guests gives everything back."""
+    if not shared_machine:
+        shared_machine.append(TestMachine(image))
+    machine = shared_machine.pop()
+    try:
+        free = machine.hv.frames.free_frames
+        yield machine
+        machine.check()
+        for domain in list(machine.hv.domains.values()):
+            if domain.max_frames:  # the console service is part of the machine
+                machine.destroy(domain)
+                machine.check()
+        assert machine.hv.frames.free_frames == free, "frames were lost"
+    except BaseException:
+        machine.close()
+        raise
+    shared_machine.append(machine)
+
+
+@pytest.fixture
+def start(machine: TestMachine) -> Starter:
+    """Starts a guest on the machine."""
+    return machine.start
+
+
+@pytest.fixture
+def guest(machine: TestMachine) -> PvGuest:
+    """An ordinary guest."""
+    return machine.start("guest")
+
+
+@pytest.fixture
+def bystander(machine: TestMachine) -> Iterator[PvGuest]:
+    """A guest that has nothing to do with what the test does, and must live on unharmed."""
+    other = machine.start("bystander")
+    other.write(other.page(95), b"unharmed" * 512)
+    yield other
+    assert not other.stopped
+    assert other.read(other.page(95), 4096) == b"unharmed" * 512
+    assert other.call("nothing").rax == 42

@@ -1,0 +1,267 @@
+"""A running PV guest that tests drive step by step, and the machine that it runs on."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tests.guest.assembler import TestImage
+from tests.guest.invariants import check_invariants
+from xenolith.abi.event_channel import EVTCHNSTAT_unbound
+from xenolith.abi.hypercalls import HYPERVISOR_update_va_mapping
+from xenolith.abi.mmu import UVMF_INVLPG
+from xenolith.abi.types import Struct
+from xenolith.hypervisor.crash import CrashReport
+from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.machine import Boot, Machine
+
+PAGE: Final = 4096
+MEMORY: Final = 8 << 20
+SPARE: Final = 40 << 20
+NO_EXCEPTION: Final = -1
+USER_SYSCALL: Final = 256
+FAILSAFE: Final = 257
+
+_STEP_WORDS: Final = 18
+_GO: Final = 1
+_DONE: Final = 2
+_HYPERCALL: Final = 1
+_CALL: Final = 2
+_USER: Final = 3
+_LIMIT_S: Final = 5.0
+_MASK64: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step: RAX, and the exception if one was raised (`vector`, -1 for none).
+
+    `error`, `rip`, `cs`, `flags` and `rsp` are those of the exception's frame; `cr2` that of a page fault.
+    """
+
+    rax: int
+    vector: int
+    error: int
+    rip: int
+    cs: int
+    flags: int
+    rsp: int
+    cr2: int
+
+    @property
+    def fault(self) -> tuple[int, int]:
+        """Vector and error code."""
+        return self.vector, self.error
+
+    @property
+    def signed(self) -> int:
+        """RAX as a signed number: a hypercall's result."""
+        return self.rax - (1 << 64) if self.rax >> 63 else self.rax
+
+
+class GuestCrashed(Exception):
+    """The hypervisor stopped the guest; `report` says why."""
+
+    def __init__(self, report: CrashReport) -> None:
+        super().__init__(report.reason)
+        self.report = report
+
+
+class TestMachine:
+    """A machine without hardware on which guests come and go."""
+
+    __test__ = False
+
+    def __init__(self, image: TestImage) -> None:
+        self.image = image
+        self.console: dict[str, bytearray] = {}
+        self._machine = Machine(MachineConfig(spare_memory=SPARE), self._sink)
+        self.hv = self._machine.hv
+        self.start("first").destroy()  # brings the console service into being
+
+    def _sink(self, name: str) -> Callable[[bytes], None]:
+        return self.console.setdefault(name, bytearray()).extend
+
+    def start(
+        self,
+        name: str,
+        capabilities: Capability = Capability.NONE,
+        vcpus: int = 1,
+        memory: int = MEMORY,
+        symbol: str = "",
+    ) -> PvGuest:
+        """Build a guest and let it run until it waits for its first step."""
+        config = DomainConfig(name, memory=memory, vcpus=vcpus, capabilities=capabilities)
+        domain = self._machine.start(Boot(config, self.image.kernel, None))
+        guest = PvGuest(self, domain.domid)
+        self.run(lambda: domain.vcpus[0].polling)
+        return guest
+
+    def run(self, until: Callable[[], bool], limit_s: float = _LIMIT_S) -> None:
+        """Run the machine until `until()`. AssertionError after `limit_s` seconds."""
+        deadline = time.monotonic() + limit_s
+        while not until():
+            assert time.monotonic() < deadline, "the machine did not get there in time"
+            self.hv.step()
+
+    def run_for(self, seconds: float) -> None:
+        """Run the machine for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.hv.step()
+
+    def destroy(self, domain: Domain) -> None:
+        """Destroy a domain, and let go of what the console service still holds of it, as a toolstack would see to."""
+        self.hv.destroy_domain(domain)
+        for console in (other for other in self.hv.domains.values() if not other.max_frames):
+            for handle, mapping in list(console.grants._mappings.items()):
+                if mapping.granter.domain is domain:
+                    console.grants.unmap_frame(handle)
+            for channel in list(console.events):
+                if channel.state == EVTCHNSTAT_unbound and channel.remote_domid == domain.domid:
+                    console.events.close(channel.port)
+
+    def check(self) -> None:
+        check_invariants(self.hv)
+
+    def close(self) -> None:
+        self._machine.close()
+
+
+class PvGuest:
+    """One guest. Addresses are its virtual ones unless a name says otherwise."""
+
+    def __init__(self, machine: TestMachine, domid: int) -> None:
+        self.machine = machine
+        self.hv = machine.hv
+        self.domid = domid
+        self.domain = machine.hv.domains[domid]
+        self.symbols = machine.image.symbols
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def page(self, number: int) -> int:
+        """The address of one of the 96 pages that the guest does not use itself."""
+        assert 0 <= number < 96
+        return self.symbols["playground"] + number * PAGE
+
+    def maddr(self, vaddr: int) -> int:
+        """The machine address of a kernel address."""
+        return self.hv.memory.walk(self.domain.vcpus[0].kernel_root, vaddr)
+
+    def mfn(self, vaddr: int) -> int:
+        return self.maddr(vaddr) >> 12
+
+    def pte_maddr(self, vaddr: int) -> int:
+        """The machine address of the L1 entry for a kernel address, 0 if there is no L1 table."""
+        return self.hv.memory.l1e_maddr(self.domain.vcpus[0].kernel_root, vaddr)
+
+    def pte(self, vaddr: int) -> int:
+        return self.hv.ram.words[self.pte_maddr(vaddr) >> 3]
+
+    def write(self, vaddr: int, data: bytes) -> None:
+        """Store as the guest's kernel would: only what it has mapped writable, and seen by its processor."""
+        root, at = self.domain.vcpus[0].kernel_root, 0
+        while at < len(data):
+            piece = min(len(data) - at, PAGE - (vaddr + at) % PAGE)
+            self.hv.memory.write_machine(self.hv.memory.walk(root, vaddr + at, 3), data[at : at + piece])
+            at += piece
+
+    def write_words(self, vaddr: int, *words: int) -> None:
+        self.write(vaddr, struct.pack(f"<{len(words)}Q", *(word & _MASK64 for word in words)))
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        root, data = self.domain.vcpus[0].kernel_root, b""
+        while len(data) < size:
+            maddr = self.hv.memory.walk(root, vaddr + len(data))
+            piece = min(size - len(data), PAGE - maddr % PAGE)
+            data += bytes(self.hv.ram.bytes[maddr : maddr + piece])
+        return data
+
+    def word(self, vaddr: int) -> int:
+        return int.from_bytes(self.read(vaddr, 8), "little")
+
+    def protect(self, vaddr: int, flags: int = 1) -> int:
+        """Map a page of the guest's own with `flags` by hypercall (1: read-only); its mfn. It must succeed."""
+        mfn = self.mfn(vaddr)
+        assert self.hypercall(HYPERVISOR_update_va_mapping, vaddr, mfn << 12 | flags, UVMF_INVLPG) == 0
+        return mfn
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def hypercall(self, number: int, *arguments: int, vcpu: int = 0) -> int:
+        """The signed result. AssertionError if the guest got an exception instead."""
+        outcome = self.step(_HYPERCALL, number, arguments, vcpu)
+        assert outcome.vector == NO_EXCEPTION, f"hypercall {number} raised {outcome}"
+        return outcome.signed
+
+    def operation(self, number: int, command: int, argument: Struct, *more: int, vcpu: int = 0) -> int:
+        """A hypercall with a command and a structure, which is updated."""
+        vaddr = self.arguments(argument.to_bytes())
+        result = self.hypercall(number, command, vaddr, *more, vcpu=vcpu)
+        changed = type(argument).from_bytes(self.read(vaddr, argument.sizeof()))
+        for name, *_ in argument._fields_:
+            setattr(argument, name, getattr(changed, name))
+        return result
+
+    def arguments(self, data: bytes, offset: int = 0) -> int:
+        """Put data where hypercalls' arguments go; its address."""
+        assert offset + len(data) <= 4 * PAGE
+        self.write(self.symbols["arguments"] + offset, data)
+        return self.symbols["arguments"] + offset
+
+    def call(self, routine: str | int, *arguments: int, vcpu: int = 0) -> Outcome:
+        """Call a routine of the guest's kernel."""
+        target = self.symbols[routine] if isinstance(routine, str) else routine
+        return self.step(_CALL, target, arguments, vcpu)
+
+    def user(self, address: int, *arguments: int, stack: int = 0) -> Outcome:
+        """Run user code until it makes a system call (vector USER_SYSCALL) or faults."""
+        self.write_words(self.symbols["step_0"] + 136, stack)
+        return self.step(_USER, address, arguments, 0)
+
+    def begin(self, routine: str, *arguments: int, vcpu: int = 0) -> None:
+        """Let a routine of the kernel start, and do not wait for it."""
+        self._prepare(_CALL, self.symbols[routine], arguments, vcpu)
+
+    def _prepare(self, kind: int, target: int, arguments: tuple[int, ...], vcpu: int) -> None:
+        step = self.symbols[f"step_{vcpu}"]
+        padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
+        self.write_words(step + 8, kind, target, *padded)
+        self.write_words(step, _GO)
+        self.hv.wake(self.domain.vcpus[vcpu])
+
+    def step(self, kind: int, target: int, arguments: tuple[int, ...], vcpu: int = 0) -> Outcome:
+        """One step, carried out. Raises GuestCrashed if the hypervisor stopped the guest."""
+        self._prepare(kind, target, arguments, vcpu)
+        return self.finish(vcpu)
+
+    def finish(self, vcpu: int = 0, limit_s: float = _LIMIT_S) -> Outcome:
+        """Wait for the end of the step that is under way. Raises GuestCrashed."""
+        step = self.maddr(self.symbols[f"step_{vcpu}"]) >> 3
+        words = self.hv.ram.words
+        processor = self.domain.vcpus[vcpu]
+        self.machine.run(
+            lambda: self.stopped or (words[step] == _DONE and (processor.polling or processor.down)), limit_s
+        )
+        if self.domain.crash_report is not None:
+            raise GuestCrashed(self.domain.crash_report)
+        found = words[step : step + _STEP_WORDS].tolist()
+        vector = found[10] - (1 << 64) if found[10] >> 63 else found[10]
+        return Outcome(found[9], vector, *found[11:16], cr2=self.hv.cr2_of(processor))
+
+    @property
+    def stopped(self) -> bool:
+        return self.domain.shutdown_code is not None
+
+    def events(self, vcpu: int = 0) -> int:
+        """How many event upcalls the guest has taken."""
+        return self.word(self.symbols[f"step_{vcpu}"] + 128)
+
+    def destroy(self) -> None:
+        if self.domid in self.hv.domains and self.hv.domains[self.domid] is self.domain:
+            self.machine.destroy(self.domain)
