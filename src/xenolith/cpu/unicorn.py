@@ -79,6 +79,7 @@ _CTL_WRITE: Final = 1 << 30
 _CTL_ONE: Final = 1 << 26
 _CTL_USE_EXITS: Final = 4
 _CTL_CPU_MODEL: Final = 7
+_CTL_TB_FLUSH: Final = 10
 _CTL_TCG_BUFFER_SIZE: Final = 13
 _CPU_MODEL_HASWELL: Final = 19
 
@@ -112,7 +113,10 @@ _ATTRIBUTE_LONG: Final = 1 << 21
 _ATTRIBUTE_BIG: Final = 1 << 22
 _CODE64: Final = 0x00A0FB00
 _DATA: Final = 0x00C0F300
-_SELF_TEST_RAM: Final = 16 * 4096
+_NOWHERE: Final = 0xFFFF_0000_FFFF_0000
+"""A stop address that no guest can reach."""
+_STOP_PROOF: Final = bytes.fromhex("ec 488b06 48ffc3 eb00 ebfe")
+"""in al, dx; mov rax, [rsi]; inc rbx; jmp next; next: jmp next"""
 
 _SIGNATURE_TAG: Final = 0x5851_0000_0000_0000
 
@@ -256,6 +260,7 @@ class UnicornEngine:
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         self._lib = _load_library()
         self._uc = ctypes.c_void_p()
+        self._keep: list[Any] = []
         self._check(self._lib.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self._uc)), "open")
         self._control(_CTL_CPU_MODEL, _CPU_MODEL_HASWELL)
         self._control(_CTL_USE_EXITS, 1)
@@ -267,17 +272,16 @@ class UnicornEngine:
         self._cr3 = ctypes.c_uint64()
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
-        self._keep: list[Any] = []
         self._current: UnicornCpu | None = None
         self._handler: ExitHandler | None = None
+        self._emu_start = self._lib.uc_emu_start
+        self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
+        self.preemptible = self._enable_safe_stop(ram, self._mapped[0].stop - 4096)
         self._set_modes()
         self._template = self._make_template()
         self._work: memoryview | None = None
         self._failure: BaseException | None = None
         self._invalid_from_cpuid = False
-        self.preemptible = self._enable_safe_stop()
-        self._emu_start = self._lib.uc_emu_start
-        self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         self._ram = ram
 
@@ -377,14 +381,30 @@ class UnicornEngine:
         cpu.flags = IF
         return bytes(cpu.regs.cast("B"))
 
-    def _enable_safe_stop(self) -> bool:
+    def _enable_safe_stop(self, ram: Ram, scratch: int) -> bool:
         """Turn off the exit check after loads and stores (a stop there would run the instruction twice) and prove it.
 
-        Proof: a stop asked for from an IN hook must let the rest of the block, with its load, run to the block's end.
-        Returns whether asynchronous stops are safe.
+        The proof: a stop asked for in an IN hook must let the rest of the block, a load and an increment, run to the
+        block's end. Uses the frame at `scratch`, which is cleared again. Returns whether asynchronous stops are safe.
         """
-        ctypes.c_ubyte.from_address((self._uc.value or 0) + _NO_EXIT_REQUEST).value = 1
-        return True
+        flag = ctypes.c_ubyte.from_address((self._uc.value or 0) + _NO_EXIT_REQUEST)
+        before = flag.value
+        if before not in (0, 1):
+            return False
+        flag.value = 1
+        saved = bytes(self._live)
+        ram.bytes[scratch : scratch + len(_STOP_PROOF)] = _STOP_PROOF
+        handle = self._hook(_HOOK_INSN, _ON_IN(lambda _uc, _port, _size: self.stop() or 0), _INS_IN)
+        self._words[RBX], self._words[6] = 0, scratch
+        failed = self._emu_start(self._uc, scratch, _NOWHERE, 0, 0)
+        proven = not failed and self._words[RBX] == 1
+        self._lib.uc_hook_del(self._uc, ctypes.c_size_t(handle))
+        self._lib.uc_ctl(self._uc, ctypes.c_uint(_CTL_TB_FLUSH | _CTL_WRITE))
+        ram.bytes[scratch : scratch + len(_STOP_PROOF)] = bytes(len(_STOP_PROOF))
+        self._live[:] = saved
+        if not proven:
+            flag.value = before
+        return proven
 
     # -- processors ---------------------------------------------------------------------------------------------------
 
@@ -541,7 +561,7 @@ class UnicornEngine:
 
     def run(self) -> None:
         """Execute the current processor until `stop` or `kick`. Raises what a handler raised."""
-        result = self._emu_start(self._uc, self._words[RIP], 0xFFFF_0000_FFFF_0000, 0, 0)
+        result = self._emu_start(self._uc, self._words[RIP], _NOWHERE, 0, 0)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
