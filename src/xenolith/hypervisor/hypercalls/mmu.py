@@ -15,6 +15,7 @@ from xenolith.abi.hypercalls import (
 )
 from xenolith.abi.mmu import (
     MMU_MACHPHYS_UPDATE,
+    MMU_PT_UPDATE_NO_TRANSLATE,
     MMU_PT_UPDATE_PRESERVE_AD,
     MMUEXT_CLEAR_PAGE,
     MMUEXT_COPY_PAGE,
@@ -109,10 +110,12 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
 
 def update_entry(hv: Hypervisor, vcpu: Vcpu, pointer: int, value: int, table_owner: Domain, owner_domid: int) -> None:
     """One request of mmu_update."""
-    kind = pointer & 3
-    maddr = pointer & ~3
+    kind = pointer & 7
+    maddr = pointer & ~7
     frames = hv.frames
     mfn = maddr >> 12
+    if kind > MMU_PT_UPDATE_NO_TRANSLATE:
+        raise XenError(ENOSYS, f"there is no page-table update {kind}")
     if kind == MMU_MACHPHYS_UPDATE:
         if not frames.get_page(mfn, owner_domid):
             raise XenError(EINVAL, f"frame {mfn:#x} {frames.describe_owner(mfn)}")
@@ -121,8 +124,6 @@ def update_entry(hv: Hypervisor, vcpu: Vcpu, pointer: int, value: int, table_own
         return
     if mfn >= frames.total or frames.owner[mfn] != table_owner.domid:
         raise XenError(EINVAL, f"page-table frame {mfn:#x} {frames.describe_owner(mfn)}")
-    if maddr & 7:
-        raise XenError(EINVAL, f"entry address {maddr:#x} is not aligned")
     in_use = frames.type_count[mfn]
     current = frames.type[mfn] if in_use else 0
     if current == TYPE_L1:
