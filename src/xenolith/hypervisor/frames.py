@@ -59,7 +59,7 @@ class FrameTable:
         self.types: npt.NDArray[np.uint8] = np.zeros(self.total, np.uint8)
         self.type_counts: npt.NDArray[np.uint32] = np.zeros(self.total, np.uint32)
         self.all_flags: npt.NDArray[np.uint8] = np.zeros(self.total, np.uint8)
-        self.stale_epochs: npt.NDArray[np.uint32] = np.zeros(self.total, np.uint32)
+        self.stale_epochs: npt.NDArray[np.uint64] = np.zeros(self.total, np.uint64)
         self.owner = memoryview(self.owners)
         self.count = memoryview(self.counts)
         self.type = memoryview(self.types)
@@ -256,7 +256,7 @@ class FrameTable:
 
     def flushed(self) -> None:
         """The processor has just forgotten all translations: nothing noted before this is stale any more."""
-        self.epoch = (self.epoch + 1) & 0xFFFFFFFF
+        self.epoch += 1
 
     def describe_owner(self, mfn: int) -> str:
         """Words for error messages."""
