@@ -1,0 +1,1 @@
+"""Programs for those who work on Xenolith: they check, compare and write the generated documents."""
