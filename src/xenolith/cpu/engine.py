@@ -1,8 +1,8 @@
 """The protocol between the hypervisor and whatever executes guest instructions.
 
-An engine owns the physical processor's view: it runs one virtual processor (`Cpu`) at CPL 3 on page tables that somebody
-else has validated, and calls an `ExitHandler` whenever the guest does something that it cannot do by itself. The handler
-changes the registers and returns; the guest goes on from there. An engine knows nothing of Xen.
+An engine owns the physical processor's view: it runs one virtual processor (`Cpu`) at CPL 3 on page tables that
+somebody else has validated, and calls an `ExitHandler` whenever the guest does something that it cannot do by itself.
+The handler changes the registers and returns; the guest goes on from there. An engine knows nothing of Xen.
 """
 
 from __future__ import annotations
@@ -64,11 +64,6 @@ class Cpu(Protocol):
     def debug_register(self, number: int) -> int: ...
     def set_debug_register(self, number: int, value: int) -> None: ...
 
-    def fpu_state(self) -> bytes:
-        """The floating point and vector state in FXSAVE format (512 bytes)."""
-
-    def set_fpu_state(self, state: bytes) -> None: ...
-
 
 class ExitHandler(Protocol):
     """What an engine asks of its owner. Each call runs with the exiting processor's state current."""
@@ -80,18 +75,24 @@ class ExitHandler(Protocol):
         """SYSENTER was executed; RIP is after it."""
 
     def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
-        """An exception; RIP at the faulting instruction, after it for INT n (`software`) and traps. `address` is CR2."""
+        """An exception: RIP at the faulting instruction, or after it for INT n (`software`). `address` is CR2."""
 
     def on_port_in(self, port: int, size: int) -> int:
-        """IN of `size` bytes; RIP at the instruction."""
+        """IN of `size` bytes; RIP at the instruction. The answer is ignored after `fault_io`."""
 
     def on_port_out(self, port: int, size: int, value: int) -> None: ...
+
+    def on_io_fault(self) -> None:
+        """The port access that `fault_io` was called for has not taken place; RIP at the instruction."""
 
     def on_cpuid(self) -> None:
         """CPUID was executed: put the answer into RAX, RBX, RCX and RDX."""
 
     def on_rdtsc(self) -> int:
         """The time stamp counter's value, for RDTSC and RDTSCP."""
+
+    def on_rdtscp(self) -> int:
+        """What RDTSCP puts into RCX: TSC_AUX."""
 
     def on_failure(self, reason: str) -> None:
         """The engine cannot execute what the guest asks for."""
@@ -112,17 +113,23 @@ class Engine(Protocol):
     def run(self) -> None:
         """Execute the current processor until `stop` or `kick`."""
 
+    def fault_io(self) -> None:
+        """From within a port handler: the instruction faults. `on_io_fault` follows when the guest has stopped there."""
+
     def stop(self) -> None:
         """From within a handler: `run` returns when the handler does."""
 
     def kick(self) -> None:
         """From any thread: `run` returns soon."""
 
+    def count_work(self) -> None:
+        """Count executed work from now on, for virtual time. To be called before anything runs."""
+
     def set_work_limit(self, units: int | None) -> None:
         """Stop after so many units of executed work (bytes of code), for virtual time; None: no limit."""
 
     def work_done(self) -> int:
-        """Units of work executed since the engine started; 0 where `set_work_limit` was never given."""
+        """Units of work executed since `count_work`."""
 
     def load_root(self, maddr: int) -> None:
         """Use the L4 table at `maddr` and forget all cached translations."""

@@ -1,6 +1,7 @@
 """The register file that engines and the hypervisor share: indices into it, RFLAGS bits, vectors and error codes.
 
-`regs` is a memoryview of unsigned 64-bit words: the sixteen general registers in the hardware's encoding order, then RIP.
+`regs` is a memoryview of unsigned 64-bit words: the sixteen general registers in the hardware's encoding order, then
+RIP.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from xenolith.cpu.engine import ExitHandler
+from xenolith.cpu.engine import Cpu, ExitHandler
 from xenolith.cpu.registers import (
     CR0_AM,
     CR0_ET,
@@ -46,6 +46,7 @@ from xenolith.cpu.registers import (
     RCX,
     RDX,
     RIP,
+    RSI,
     SS,
 )
 from xenolith.errors import UserError
@@ -115,6 +116,15 @@ _CODE64: Final = 0x00A0FB00
 _DATA: Final = 0x00C0F300
 _NOWHERE: Final = 0xFFFF_0000_FFFF_0000
 """A stop address that no guest can reach."""
+_UNLIMITED: Final = 1 << 62
+_COUNT_BLOCK: Final = bytes.fromhex("89d2 48015110 482911 7801 c3 ff6108")
+"""A block hook (rdi: engine, edx: bytes in the block, rcx: left, stop function, done), because a call into Python for
+each block would cost a hundred times more: mov edx, edx; add [rcx+16], rdx; sub [rcx], rdx; js +1; ret; jmp [rcx+8]
+"""
+_EXCEPTION_PROOF: Final = bytes.fromhex("31c9 f7f1 f7f1 b830120000 8ed8 cd77 ebfe")
+"""xor ecx, ecx; div ecx; div ecx; mov eax, 0x1230; mov ds, eax; int 0x77; jmp itself"""
+_EXCEPTION_PROOF_LENGTHS: Final = (2, 2, 2, 2)
+"""How far each of the faulting instructions reaches."""
 _STOP_PROOF: Final = bytes.fromhex("ec 488b06 48ffc3 eb00 ebfe")
 """in al, dx; mov rax, [rsi]; inc rbx; jmp next; next: jmp next"""
 
@@ -138,6 +148,7 @@ _ON_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool)
 _ON_SKIP = ctypes.CFUNCTYPE(ctypes.c_int)
 _ON_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int)
 _ON_OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32)
+_ON_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _ON_MMIO_READ = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint)
 _ON_MMIO_WRITE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_uint64)
 
@@ -147,7 +158,7 @@ class EngineUnusable(Exception):
 
 
 class UnicornCpu:
-    """The state of one virtual processor: the library's own while it runs, a copy of the same layout while it does not."""
+    """The state of one virtual processor: the library's own while it runs, else a copy of the same layout."""
 
     __slots__ = ("_engine", "_state", "longs", "regs")
 
@@ -227,7 +238,8 @@ class UnicornCpu:
         self.longs[at // 4 + 4] = limit
         self.longs[at // 4 + 5] = attributes
         if segment == CS:
-            mode = _HF_CS64 | _HF_CS32 if attributes & _ATTRIBUTE_LONG else _HF_CS32 if attributes & _ATTRIBUTE_BIG else 0
+            mode = _HF_CS32 if attributes & (_ATTRIBUTE_LONG | _ATTRIBUTE_BIG) else 0
+            mode |= _HF_CS64 if attributes & _ATTRIBUTE_LONG else 0
             self.longs[_HFLAGS // 4] = (self.longs[_HFLAGS // 4] & ~(_HF_CS64 | _HF_CS32)) | mode
         elif segment == SS:
             mode = _HF_SS32 if attributes & _ATTRIBUTE_BIG else 0
@@ -244,12 +256,6 @@ class UnicornCpu:
 
     def set_debug_register(self, number: int, value: int) -> None:
         self.regs[self._engine.debug_word + number] = value
-
-    def fpu_state(self) -> bytes:
-        return self._engine.fxsave(self)
-
-    def set_fpu_state(self, state: bytes) -> None:
-        self._engine.fxrstor(self, state)
 
 
 class UnicornEngine:
@@ -277,11 +283,12 @@ class UnicornEngine:
         self._emu_start = self._lib.uc_emu_start
         self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
         self.preemptible = self._enable_safe_stop(ram, self._mapped[0].stop - 4096)
+        self._prove_exceptions(ram, self._mapped[0].stop - 4096)
         self._set_modes()
         self._template = self._make_template()
-        self._work: memoryview | None = None
+        self._work: ctypes.Array[ctypes.c_int64] | None = None
         self._failure: BaseException | None = None
-        self._invalid_from_cpuid = False
+        self._io_fault: bytes | None = None
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         self._ram = ram
 
@@ -304,10 +311,12 @@ class UnicornEngine:
 
     def _check(self, result: int, what: str) -> None:
         if result:
-            raise UserError(f"Unicorn failed to {what} (error {result})", "use less memory, or reinstall unicorn==2.1.4")
+            hint = "use less memory, or reinstall unicorn==2.1.4"
+            raise UserError(f"Unicorn failed to {what} (error {result})", hint)
 
     def _control(self, kind: int, value: int) -> None:
-        self._check(self._lib.uc_ctl(self._uc, ctypes.c_uint(kind | _CTL_ONE | _CTL_WRITE), ctypes.c_uint(value)), "set up")
+        control = ctypes.c_uint(kind | _CTL_ONE | _CTL_WRITE)
+        self._check(self._lib.uc_ctl(self._uc, control, ctypes.c_uint(value)), "set up")
 
     def read_register(self, register: int) -> int:
         """A register of the running processor through the library's own interface."""
@@ -392,26 +401,59 @@ class UnicornEngine:
         if before not in (0, 1):
             return False
         flag.value = 1
-        saved = bytes(self._live)
-        ram.bytes[scratch : scratch + len(_STOP_PROOF)] = _STOP_PROOF
-        handle = self._hook(_HOOK_INSN, _ON_IN(lambda _uc, _port, _size: self.stop() or 0), _INS_IN)
-        self._words[RBX], self._words[6] = 0, scratch
-        failed = self._emu_start(self._uc, scratch, _NOWHERE, 0, 0)
-        proven = not failed and self._words[RBX] == 1
-        self._lib.uc_hook_del(self._uc, ctypes.c_size_t(handle))
-        self._lib.uc_ctl(self._uc, ctypes.c_uint(_CTL_TB_FLUSH | _CTL_WRITE))
-        ram.bytes[scratch : scratch + len(_STOP_PROOF)] = bytes(len(_STOP_PROOF))
-        self._live[:] = saved
+
+        def stop(_uc: int, _port: int, _size: int) -> int:
+            self.stop()
+            return 0
+
+        handle = self._hook(_HOOK_INSN, _ON_IN(stop), _INS_IN)
+        self._words[RBX], self._words[RSI] = 0, scratch
+        failed, state = self._try_out(ram, scratch, _STOP_PROOF, handle)
+        proven = not failed and state[RBX] == 1
         if not proven:
             flag.value = before
         return proven
+
+    def _prove_exceptions(self, ram: Ram, scratch: int) -> None:
+        """Prove that faults can follow one another, and where their error codes are; else this library is unusable.
+
+        Two divisions by zero would be a double fault if the first were not forgotten; then a bad selector, whose error
+        code is known, and a software interrupt, which must be told from a fault.
+        """
+        seen: list[tuple[int, int, bool]] = []
+
+        def note(_uc: int, vector: int) -> None:
+            self._longs[self._old_at] = -1
+            seen.append((vector, self._longs[self._error_at], self._longs[self._is_int_at] != 0))
+            if len(seen) == len(_EXCEPTION_PROOF_LENGTHS):
+                self.stop()
+            else:
+                self._words[RIP] += _EXCEPTION_PROOF_LENGTHS[len(seen) - 1]
+
+        self._try_out(ram, scratch, _EXCEPTION_PROOF, self._hook(_HOOK_INTR, _ON_INTR(note)))
+        vectors = [(vector, software) for vector, _, software in seen]
+        if vectors != [(0, False), (0, False), (13, False), (0x77, True)] or seen[2][1] != 0x1230:
+            raise UserError("this build of Unicorn reports exceptions in an unknown way", "pip install unicorn==2.1.4")
+
+    def _try_out(self, ram: Ram, scratch: int, code: bytes, hook: int) -> tuple[int, list[int]]:
+        """Run a few instructions before paging is on, and leave no trace. Returns the result and the registers."""
+        saved = bytes(self._live)
+        ram.bytes[scratch : scratch + len(code)] = code
+        failed = self._emu_start(self._uc, scratch, _NOWHERE, 0, 0)
+        state = self._words[:17].tolist()
+        self._lib.uc_hook_del(self._uc, ctypes.c_size_t(hook))
+        self._lib.uc_ctl(self._uc, ctypes.c_uint(_CTL_TB_FLUSH | _CTL_WRITE))
+        ram.bytes[scratch : scratch + len(code)] = bytes(len(code))
+        self._live[:] = saved
+        return failed, state
 
     # -- processors ---------------------------------------------------------------------------------------------------
 
     def create_cpu(self) -> UnicornCpu:
         return UnicornCpu(self, self._template)
 
-    def switch_to(self, cpu: UnicornCpu) -> None:
+    def switch_to(self, cpu: Cpu) -> None:
+        assert isinstance(cpu, UnicornCpu)
         if self._current is cpu:
             return
         if self._current is not None:
@@ -445,12 +487,6 @@ class UnicornEngine:
             at = addresses.stop
         return [*gaps, range(at, end)] if at < end else gaps
 
-    def fxsave(self, cpu: UnicornCpu) -> bytes:
-        raise NotImplementedError
-
-    def fxrstor(self, cpu: UnicornCpu, state: bytes) -> None:
-        raise NotImplementedError
-
     # -- running ------------------------------------------------------------------------------------------------------
 
     def attach(self, handler: ExitHandler) -> None:
@@ -465,6 +501,8 @@ class UnicornEngine:
 
         def intr(_uc: int, vector: int) -> None:
             longs[old_at] = -1
+            if self._io_fault is not None:
+                return
             try:
                 on_exception(vector, longs[error_at] & 0xFFFFFFFF, words[cr2_at], longs[is_int_at] != 0)
             except BaseException as error:
@@ -481,6 +519,8 @@ class UnicornEngine:
         on_syscall = handler.on_syscall
 
         def syscall() -> None:
+            if self._io_fault is not None:
+                return
             words[RIP] += 2
             try:
                 on_syscall()
@@ -489,6 +529,8 @@ class UnicornEngine:
             words[RIP] = (words[RIP] - 2) & 0xFFFFFFFFFFFFFFFF
 
         def sysenter() -> None:
+            if self._io_fault is not None:
+                return
             words[RIP] += 2
             try:
                 handler.on_sysenter()
@@ -525,6 +567,13 @@ class UnicornEngine:
                 guard(error)
             return 1
 
+        def rdtscp() -> int:
+            try:
+                words[RCX] = handler.on_rdtscp()
+            except BaseException as error:
+                guard(error)
+            return rdtsc()
+
         self._hook(_HOOK_INTR, _ON_INTR(intr))
         self._hook(_HOOK_INVALID, _ON_INVALID(invalid))
         self._hook(_HOOK_INSN, _VOID(syscall), _INS_SYSCALL)
@@ -533,7 +582,7 @@ class UnicornEngine:
         self._hook(_HOOK_INSN, _ON_OUT(port_out), _INS_OUT)
         self._hook(_HOOK_INSN, _ON_SKIP(cpuid), _INS_CPUID)
         self._hook(_HOOK_INSN, _ON_SKIP(rdtsc), _INS_RDTSC)
-        self._hook(_HOOK_INSN, _ON_SKIP(rdtsc), _INS_RDTSCP)
+        self._hook(_HOOK_INSN, _ON_SKIP(rdtscp), _INS_RDTSCP)
 
     def _hook(self, kind: int, callback: Any, instruction: int = 0, user_data: int = 0) -> int:
         handle = ctypes.c_size_t()
@@ -565,21 +614,60 @@ class UnicornEngine:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if self._io_fault is not None:
+            self._finish_io_fault()
         if result and self._handler is not None:
             self._handler.on_failure(f"the emulator cannot go on (Unicorn error {result})")
 
     def stop(self) -> None:
         self._lib.uc_emu_stop(self._uc)
 
+    def fault_io(self) -> None:
+        """IN and OUT cannot fault in the library: the rest of the block runs, and the registers are put back then.
+
+        What the few instructions behind the access store to the guest's own memory stays stored.
+        """
+        if self._io_fault is None:
+            self._io_fault = bytes(self._live)
+        self.stop()
+
+    def _finish_io_fault(self) -> None:
+        assert self._io_fault is not None
+        self._live[:] = self._io_fault
+        self._io_fault = None
+        if self._handler is not None:
+            self._handler.on_io_fault()
+
     def kick(self) -> None:
         if self.preemptible:
             self._lib.uc_emu_stop(self._uc)
 
+    def count_work(self) -> None:
+        """Count executed code from now on. Must be called before anything runs: translated code does not change."""
+        self._work = (ctypes.c_int64 * 3)(_UNLIMITED, ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0, 0)
+        try:
+            page = _page_of_code(_COUNT_BLOCK)
+        except (OSError, NotImplementedError):
+            self._hook(_HOOK_BLOCK, _ON_BLOCK(self._count_block))
+            return
+        self._keep.append(page)
+        entry = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+        self._hook(_HOOK_BLOCK, entry, user_data=ctypes.addressof(self._work))
+
+    def _count_block(self, _uc: int, _address: int, size: int, _data: int) -> None:
+        """What the native counter does, where there is none."""
+        assert self._work is not None
+        self._work[2] += size
+        self._work[0] -= size
+        if self._work[0] < 0:
+            self.stop()
+
     def set_work_limit(self, units: int | None) -> None:
-        raise NotImplementedError
+        assert self._work is not None, "count_work comes first"
+        self._work[0] = _UNLIMITED if units is None else units
 
     def work_done(self) -> int:
-        return 0
+        return self._work[2] if self._work is not None else 0
 
     def map_mmio(
         self, maddr: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
@@ -620,11 +708,10 @@ class UnicornEngine:
         return (out[0].value, out[1].value, out[2].value, out[3].value)
 
 
-def page_of_code() -> mmap.mmap | None:
-    """An executable page for the block counter's few bytes of native code, or None where that is not possible."""
+def _page_of_code(code: bytes) -> mmap.mmap:
+    """An executable page that holds native code. OSError or NotImplementedError where that is not possible."""
     if platform.machine() != "x86_64":
-        return None
-    return mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-
-
-_ = (RBX, RCX)
+        raise NotImplementedError
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page[: len(code)] = code
+    return page

@@ -6,6 +6,7 @@ happens is told to `subscribers`.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -178,7 +179,9 @@ class Hypervisor:
 
     def set_wall_clock(self, seconds: int, nanoseconds: int, system_time_ns: int) -> None:
         """It was `seconds`.`nanoseconds` UTC at `system_time_ns`; every domain is told."""
-        self._wall_offset_ns = seconds * 1_000_000_000 + nanoseconds - system_time_ns - self.clock.wall_ns() + self.now_ns()
+        self._wall_offset_ns = (
+            seconds * 1_000_000_000 + nanoseconds - system_time_ns - self.clock.wall_ns() + self.now_ns()
+        )
         for domain in self.domains.values():
             self.timekeeping.update_wall_clock(domain)
 
@@ -277,7 +280,7 @@ class Hypervisor:
 
     def cpuid_for(self, domain: Domain) -> CpuidPolicy:
         if domain.domid not in self._cpuid:
-            self._cpuid[domain.domid] = CpuidPolicy(self.engine, domain)
+            self._cpuid[domain.domid] = CpuidPolicy(self.engine, domain, self.clock.virtual)
         return self._cpuid[domain.domid]
 
     def cr2_of(self, vcpu: Vcpu) -> int:
@@ -291,6 +294,8 @@ class Hypervisor:
         if not 1 <= vcpu_count <= MAX_VCPUS:
             raise XenError(EINVAL, f"{vcpu_count} vCPUs")
         domain = Domain(self._allocate_domid(), name, max_frames, capabilities)
+        if self.clock.virtual:
+            domain.handle = uuid.uuid5(uuid.NAMESPACE_URL, f"xenolith:{domain.domid}/{name}")
         if Capability.HARDWARE in capabilities and self.pc is not None:
             domain.port_ranges = [(0, 0xFFFF)]
             domain.iomem_ranges = self.device_frames()

@@ -45,7 +45,7 @@ from xenolith.cpu.registers import (
     TF,
     VM,
 )
-from xenolith.hypervisor import emulate, ioports, ptwr
+from xenolith.hypervisor import emulate, ioports, msr, ptwr
 from xenolith.hypervisor.descriptors import (
     FLAT_CODE64,
     FLAT_DATA,
@@ -55,7 +55,7 @@ from xenolith.hypervisor.descriptors import (
     attributes_of,
 )
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START
-from xenolith.hypervisor.hypercalls.table import HANDLERS
+from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ _CODE64_ATTRIBUTES: Final = attributes_of(FLAT_CODE64)
 _DATA_ATTRIBUTES: Final = attributes_of(FLAT_DATA)
 _USER_FLAGS: Final = FLAGS_ARITHMETIC | TF | DF | NT | RF | AC | (1 << 21)
 
+_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
 _LONGEST_STREAK: Final = 16
 _BREATH_NS: Final = 50_000
 """Returns from event handlers that lead straight into the next one, and the time that a guest then gets to itself.
@@ -125,6 +126,10 @@ class Traps:
             except XenError as error:
                 regs[RAX] = -error.errno & MASK64
                 hv.note_refusal(vcpu, number, error)
+            except Continuation as rest:
+                for register, argument in zip(_ARGUMENTS, rest.arguments, strict=False):
+                    regs[register] = argument
+                regs[RIP] -= 2
         self.resume(vcpu)
 
     def on_sysenter(self) -> None:
@@ -186,6 +191,13 @@ class Traps:
 
     def on_rdtsc(self) -> int:
         return self._hv.tsc()
+
+    def on_rdtscp(self) -> int:
+        return msr.tsc_aux(self.current)
+
+    def on_io_fault(self) -> None:
+        self.inject(self.current, GENERAL_PROTECTION, 0)
+        self.resume(self.current)
 
     def on_failure(self, reason: str) -> None:
         self._hv.crash(self.current, reason)
@@ -342,7 +354,8 @@ class Traps:
             where = "kernel" if vcpu.kernel_mode else "user"
             extra = f" at address {self._hv.cr2_of(vcpu):#x}" if vector == PAGE_FAULT else ""
             self._hv.crash(
-                vcpu, f"unhandled {NAMES.get(vector, f'vector {vector}')} (error code {error_code:#x}) in {where} mode{extra}"
+                vcpu,
+                f"unhandled {NAMES.get(vector, f'vector {vector}')} (error code {error_code:#x}) in {where} mode{extra}",
             )
             return
         self.bounce(vcpu, gate.address, gate.masks_events, error_code if vector in _WITH_ERROR_CODE else None)
@@ -425,6 +438,7 @@ class Traps:
 
     def _deny_io(self, vcpu: Vcpu, port: int) -> None:
         self._hv.publish("io-denied", domid=vcpu.domain.domid, vcpu=vcpu.vcpu_id, port=port)
+        self._hv.engine.fault_io()
 
 
 def call(handler: object, hv: Hypervisor, vcpu: Vcpu, number: int, regs: memoryview) -> int | None:
@@ -434,7 +448,7 @@ def call(handler: object, hv: Hypervisor, vcpu: Vcpu, number: int, regs: memoryv
         return handler(hv, vcpu, regs[RDI], regs[RSI])  # type: ignore[operator,no-any-return]
     if count == 4:
         return handler(hv, vcpu, regs[RDI], regs[RSI], regs[RDX], regs[R10])  # type: ignore[operator,no-any-return]
-    arguments = (regs[RDI], regs[RSI], regs[RDX], regs[R10], regs[R8], regs[R9])[:count]
+    arguments = [regs[register] for register in _ARGUMENTS[:count]]
     return handler(hv, vcpu, *arguments)  # type: ignore[operator,no-any-return]
 
 

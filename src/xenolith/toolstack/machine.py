@@ -73,7 +73,7 @@ class Machine:
         self.clock: Clock
         self.host: HostLoop | VirtualHost
         if config.clock == "virtual":
-            self.engine.set_work_limit(None)
+            self.engine.count_work()
             virtual = VirtualClock(self.engine.work_done, _VIRTUAL_NS_PER_BYTE)
             self.clock, self.host = virtual, VirtualHost(self.engine, virtual)
         else:
@@ -126,7 +126,9 @@ class Machine:
             day = pv.build(spec, layout, p2m, self.ram.bytes, domain.shared_info_mfn)
             self.hv.start_domain(domain, day.entry, day.stack_pointer, day.start_info_vaddr, day.l4_mfn)
         except XenError as error:
-            raise UserError(f"{config.name} cannot be started: {error.reason or error}", "this is a bug of Xenolith") from error
+            raise UserError(
+                f"{config.name} cannot be started: {error.reason or error}", "this is a bug of Xenolith"
+            ) from error
         if not privileged and day.console_mfn is not None:
             assert self._consoles is not None
             domain.grants.grant(GNTTAB_RESERVED_CONSOLE, self._consoles.domain.domid, day.console_mfn)

@@ -31,7 +31,7 @@ from xenolith.abi.traps import (
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
 from xenolith.cpu.registers import MASK64
 from xenolith.hypervisor.hypercalls.mmu import is_guest_address
-from xenolith.hypervisor.hypercalls.table import HANDLERS, hypercall, operation, run_operation
+from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.traps import base_of
 from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _TRAP_BYTES: Final = 16
 _MULTICALL_BYTES: Final = 64
+_PART: Final = 1024
+"""Calls that one part of a multicall makes."""
 _KNOWN_CALLBACKS: Final = frozenset(
     (
         CALLBACKTYPE_event,
@@ -169,17 +171,26 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int:
     """Run a list of hypercalls (struct multicall_entry) and put each result into its entry."""
     if hv.in_multicall:
         raise XenError(EINVAL, "a multicall within a multicall")
+    count &= 0xFFFF_FFFF
+    part = min(count, _PART)
     hv.in_multicall = True
     try:
-        for _ in range(count & 0xFFFF_FFFF):
+        for done in range(part):
             entry = memoryview(hv.memory.read(vcpu, calls, _MULTICALL_BYTES)).cast("Q").tolist()
-            result = _run_one(hv, vcpu, entry[0], entry[2:8])
+            try:
+                result = _run_one(hv, vcpu, entry[0], entry[2:8])
+            except Continuation as rest:
+                packed = b"".join(argument.to_bytes(8, "little") for argument in rest.arguments)
+                hv.memory.write(vcpu, calls + 16, packed)
+                raise Continuation(calls, count - done) from None
             hv.memory.write_u64(vcpu, calls + 8, result & MASK64)
             calls += _MULTICALL_BYTES
-            if vcpu.domain.is_dying:
-                break
+            if vcpu.domain.shutdown_code is not None:
+                return 0
     finally:
         hv.in_multicall = False
+    if part < count:
+        raise Continuation(calls, count - part)
     return 0
 
 
@@ -194,5 +205,3 @@ def _run_one(hv: Hypervisor, vcpu: Vcpu, number: int, arguments: list[int]) -> i
     except XenError as error:
         hv.note_refusal(vcpu, number, error)
         return -error.errno
-
-

@@ -47,7 +47,14 @@ from xenolith.hypervisor import grants
 from xenolith.hypervisor.frames import NOT_RAM
 from xenolith.hypervisor.grants import GrantError, Mapping
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
-from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, hypercall, operation, run_operation
+from xenolith.hypervisor.hypercalls.table import (
+    OPERATIONS,
+    BoundOperation,
+    Continuation,
+    hypercall,
+    operation,
+    run_operation,
+)
 from xenolith.hypervisor.pagetables import ACCESSED, ADDRESS, DIRTY, NX, PRESENT, RW, USER, adjust_l1e
 
 if TYPE_CHECKING:
@@ -58,6 +65,10 @@ if TYPE_CHECKING:
 _COMMAND_MASK: Final = 0xFFF
 _ONE_ONLY: Final = (GNTTABOP_setup_table, GNTTABOP_query_size, GNTTABOP_get_status_frames)
 _WITHOUT_COUNT: Final = (GNTTABOP_set_version, GNTTABOP_get_version)
+
+
+_PART: Final = 256
+"""Elements that one part of a call does."""
 
 
 @hypercall(HYPERVISOR_grant_table_op)
@@ -79,8 +90,11 @@ def grant_table_op(hv: Hypervisor, caller: Vcpu, command: int, vaddr: int, count
     if command in _ONE_ONLY and count != 1:
         raise XenError(EINVAL, f"{bound.name} takes one structure, not {count}")
     size = bound.argument.sizeof()
-    for index in range(count):
+    part = min(count, _PART)
+    for index in range(part):
         _run_one(hv, caller, bound, bound.argument, vaddr + index * size)
+    if part < count:
+        raise Continuation(command, vaddr + part * size, count - part)
     return 0
 
 

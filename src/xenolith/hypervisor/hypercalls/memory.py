@@ -162,7 +162,9 @@ def exchange(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryExchange) -> int:
         raise XenError(EINVAL)
     if max(source.extent_order, target.extent_order) > _MAX_ORDER_PRIVILEGED:
         raise XenError(EPERM, "extents too large")
-    limit = _MAX_ORDER_PRIVILEGED if vcpu.domain.iomem_ranges or vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
+    limit = (
+        _MAX_ORDER_PRIVILEGED if vcpu.domain.iomem_ranges or vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
+    )
     if max(source.extent_order, target.extent_order) > limit:
         raise XenError(EPERM, "extents too large")
     total = source.nr_extents << source.extent_order
@@ -288,5 +290,3 @@ def add_to_physmap(hv: Hypervisor, vcpu: Vcpu, argument: XenAddToPhysmap) -> int
     """Only a translated domain has a physmap of Xen's; a PV domain is told so."""
     _target(hv, vcpu, argument.domid, "XENMEM_add_to_physmap")
     raise XenError(EINVAL, "a PV domain keeps its own physical-to-machine table")
-
-

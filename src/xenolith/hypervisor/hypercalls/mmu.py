@@ -40,14 +40,16 @@ from xenolith.abi.mmu import (
 from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_IO, DOMID_SELF, DOMID_XEN
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import FLAG_PINNED, TYPE_L1, TYPE_L4, TYPE_WRITABLE
-from xenolith.hypervisor.hypercalls.table import hypercall
+from xenolith.hypervisor.hypercalls.table import Continuation, hypercall
 from xenolith.hypervisor.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 _PREEMPTED: Final = 0x8000_0000
-"""Set in a count when Xen continues a batch that it interrupted (MMU_UPDATE_PREEMPTED); guests do not use it."""
+"""Set in the count of a call that is continued (Xen's MMU_UPDATE_PREEMPTED)."""
+_PART: Final = 4096
+"""Elements that one part of a call does."""
 _BATCH_BYTES: Final = 4096
 
 
@@ -84,28 +86,37 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
 
     `done` is where the number of successful updates is written, unless it is 0. Raises what the failing update raises.
     """
-    count &= 0xFFFF_FFFF
+    before, count = _continued(hv, vcpu, count & 0xFFFF_FFFF, done)
     foreign &= 0xFFFF_FFFF
-    if count & _PREEMPTED:
-        raise XenError(EINVAL, "a count that only the hypervisor sets")
     domain = vcpu.domain
     if foreign == DOMID_SELF:
         table_owner, owner_domid = domain, domain.domid
     else:
         table_owner = _table_owner(hv, vcpu, foreign, "mmu_update")
         owner_domid = _frame_owner(hv, vcpu, foreign, table_owner, "mmu_update")
+    part = min(count, _PART)
     finished = 0
     try:
-        while finished < count:
-            batch = min(count - finished, _BATCH_BYTES // 16)
+        while finished < part:
+            batch = min(part - finished, _BATCH_BYTES // 16)
             pairs = memoryview(hv.memory.read(vcpu, requests + finished * 16, batch * 16)).cast("Q")
             for at in range(0, batch * 2, 2):
                 update_entry(hv, vcpu, pairs[at], pairs[at + 1], table_owner, owner_domid)
                 finished += 1
     finally:
         if done:
-            hv.memory.write(vcpu, done, finished.to_bytes(4, "little"))
+            hv.memory.write(vcpu, done, (before + finished).to_bytes(4, "little"))
+    if finished < count:
+        raise Continuation(requests + finished * 16, (count - finished) | _PREEMPTED, done, foreign)
     return 0
+
+
+def _continued(hv: Hypervisor, vcpu: Vcpu, count: int, done: int) -> tuple[int, int]:
+    """How many elements earlier parts of this call have done (as the guest's own counter says), and how many are left."""
+    if not count & _PREEMPTED:
+        return 0, count
+    before = int.from_bytes(hv.memory.read(vcpu, done, 4), "little") if done else 0
+    return before & 0x7FFF_FFFF, count & ~_PREEMPTED
 
 
 def update_entry(hv: Hypervisor, vcpu: Vcpu, pointer: int, value: int, table_owner: Domain, owner_domid: int) -> None:
@@ -165,9 +176,7 @@ def update_va_mapping(hv: Hypervisor, vcpu: Vcpu, vaddr: int, value: int, flags:
 
 
 @hypercall(HYPERVISOR_update_va_mapping_otherdomain)
-def update_va_mapping_otherdomain(
-    hv: Hypervisor, vcpu: Vcpu, vaddr: int, value: int, flags: int, domid: int
-) -> int:
+def update_va_mapping_otherdomain(hv: Hypervisor, vcpu: Vcpu, vaddr: int, value: int, flags: int, domid: int) -> int:
     """The same with a frame of another domain."""
     owner = _frame_owner(hv, vcpu, domid & 0xFFFF, vcpu.domain, "update_va_mapping_otherdomain")
     return _update_va_mapping(hv, vcpu, vaddr, value, flags, owner)
@@ -181,10 +190,8 @@ _OP_BYTES: Final = 24
 @hypercall(HYPERVISOR_mmuext_op)
 def mmuext_op(hv: Hypervisor, vcpu: Vcpu, operations: int, count: int, done: int, foreign: int) -> int:
     """Extended operations (struct mmuext_op): pinning, base pointers, flushes, LDT; stops at the first that fails."""
-    count &= 0xFFFF_FFFF
+    before, count = _continued(hv, vcpu, count & 0xFFFF_FFFF, done)
     foreign &= 0xFFFF
-    if count & _PREEMPTED:
-        raise XenError(EINVAL, "a count that only the hypervisor sets")
     if foreign in (DOMID_SELF, vcpu.domain.domid):
         owner = vcpu.domain
     elif foreign >= DOMID_FIRST_RESERVED:
@@ -192,15 +199,18 @@ def mmuext_op(hv: Hypervisor, vcpu: Vcpu, operations: int, count: int, done: int
     else:
         owner = hv.domain_by_id(vcpu, foreign)
         hv.policy.require_target(vcpu.domain, owner, "mmuext_op")
+    part = min(count, _PART)
     finished = 0
     try:
-        while finished < count:
+        while finished < part:
             words = memoryview(hv.memory.read(vcpu, operations + finished * _OP_BYTES, _OP_BYTES)).cast("Q")
             _extended(hv, vcpu, owner, words[0] & 0xFFFF_FFFF, words[1], words[2])
             finished += 1
     finally:
         if done:
-            hv.memory.write(vcpu, done, finished.to_bytes(4, "little"))
+            hv.memory.write(vcpu, done, (before + finished).to_bytes(4, "little"))
+    if finished < count:
+        raise Continuation(operations + finished * _OP_BYTES, (count - finished) | _PREEMPTED, done, foreign)
     return 0
 
 
@@ -330,5 +340,3 @@ def update_descriptor(hv: Hypervisor, vcpu: Vcpu, maddr: int, descriptor: int) -
     """Write one descriptor of a table of the calling domain."""
     hv.descriptors.update_descriptor(vcpu.domain, maddr, descriptor)
     return 0
-
-

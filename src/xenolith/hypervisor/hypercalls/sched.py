@@ -325,5 +325,3 @@ def send_nmi(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
 def get_physid(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
     """Only vCPUs that are pinned to a processor are told its number. Raises XenError(EINVAL)."""
     raise XenError(EINVAL, "vCPUs are not pinned")
-
-

@@ -23,6 +23,17 @@ Handler = Callable[..., int]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class Continuation(Exception):
+    """Raised by a handler that has done a part of long work: the guest makes the call again, with these arguments.
+
+    Between the parts the vCPU takes events, and others run; so no count that a guest names keeps the machine busy.
+    """
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(arguments)
+        self.arguments = arguments
+
+
 @dataclass(frozen=True, slots=True)
 class BoundOperation:
     """A sub-operation's handler, its argument structure (None: the handler takes the raw address) and what it needs."""
