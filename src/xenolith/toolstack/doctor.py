@@ -279,6 +279,12 @@ class _Bench:
     def on_port_out(self, port: int, size: int, value: int) -> None:
         self.on_failure("out")
 
+    def on_rdtscp(self) -> int:
+        return 0
+
+    def on_io_fault(self) -> None:
+        self._exit()
+
     def on_cpuid(self) -> None:
         self.on_failure("cpuid")
 
