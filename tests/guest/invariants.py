@@ -186,10 +186,12 @@ class _Census:
 
     def _check_descriptors(self, mfn: int) -> None:
         for slot, entry in enumerate(self._words[mfn << 9 : (mfn + 1) << 9].tolist()):
-            present, system = entry >> 47 & 1, not entry >> 44 & 1
-            if present and entry >> 45 & 3 != 3:
-                self._say(f"descriptor {entry:#x} in slot {slot} of frame {mfn:#x} has a privilege below 3")
-            if present and system and entry >> 40 & 0xF != 0xC:
+            if not entry >> 47 & 1:
+                continue
+            if entry >> 44 & 1:
+                if entry >> 45 & 3 != 3:
+                    self._say(f"descriptor {entry:#x} in slot {slot} of frame {mfn:#x} has a privilege below 3")
+            elif entry >> 40 & 0xF not in (0, 0xC):
                 self._say(f"descriptor {entry:#x} in slot {slot} of frame {mfn:#x} is a system descriptor")
 
     # -- comparing ----------------------------------------------------------------------------------------------------

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from tests.guest.assembler import TestImage
 from tests.guest.invariants import check_invariants
 from xenolith.abi.event_channel import EVTCHNSTAT_unbound
-from xenolith.abi.hypercalls import HYPERVISOR_update_va_mapping
-from xenolith.abi.mmu import UVMF_INVLPG
-from xenolith.abi.types import Struct
+from xenolith.abi.hypercalls import HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op, HYPERVISOR_update_va_mapping
+from xenolith.abi.mmu import MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L1_TABLE, UVMF_INVLPG
+from xenolith.abi.types import DOMID_SELF, Struct
 from xenolith.hypervisor.crash import CrashReport
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.toolstack.config import DomainConfig, MachineConfig
@@ -25,6 +26,13 @@ SPARE: Final = 40 << 20
 NO_EXCEPTION: Final = -1
 USER_SYSCALL: Final = 256
 FAILSAFE: Final = 257
+PRESENT: Final = 1
+RW: Final = 2
+USER: Final = 4
+NX: Final = 1 << 63
+USER_CODE: Final = 0x400000
+USER_DATA: Final = 0x410000
+USER_STACK: Final = USER_DATA + 2 * PAGE
 
 _STEP_WORDS: Final = 18
 _GO: Final = 1
@@ -34,6 +42,7 @@ _CALL: Final = 2
 _USER: Final = 3
 _LIMIT_S: Final = 5.0
 _MASK64: Final = (1 << 64) - 1
+_NO_ENTRIES: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,50 @@ class PvGuest:
         assert self.hypercall(HYPERVISOR_update_va_mapping, vaddr, mfn << 12 | flags, UVMF_INVLPG) == 0
         return mfn
 
+    def map(self, vaddr: int, entry: int) -> int:
+        """update_va_mapping."""
+        return self.hypercall(HYPERVISOR_update_va_mapping, vaddr, entry, UVMF_INVLPG)
+
+    def mmu_update(self, *pairs: tuple[int, int], domid: int = DOMID_SELF) -> tuple[int, int]:
+        """The result of mmu_update, and how many requests were carried out."""
+        requests = self.arguments(b"".join(struct.pack("<QQ", *pair) for pair in pairs))
+        done = self.arguments(bytes(8), 3 * PAGE)
+        result = self.hypercall(HYPERVISOR_mmu_update, requests, len(pairs), done, domid)
+        return result, self.word(done)
+
+    def mmuext(self, command: int, arg1: int = 0, arg2: int = 0, domid: int = DOMID_SELF) -> int:
+        """One operation of mmuext_op."""
+        operation = self.arguments(struct.pack("<QQQ", command, arg1, arg2))
+        return self.hypercall(HYPERVISOR_mmuext_op, operation, 1, 0, domid)
+
+    def pin(self, level: int, mfn: int, domid: int = DOMID_SELF) -> int:
+        return self.mmuext(MMUEXT_PIN_L1_TABLE + level - 1, mfn, domid=domid)
+
+    def table(self, number: int, entries: Mapping[int, int] = _NO_ENTRIES) -> int:
+        """Make page `number` of the playground hold these words by slot, mapped read-only; its mfn."""
+        words = [0] * 512
+        for slot, entry in entries.items():
+            words[slot] = entry
+        vaddr = self.page(number)
+        if not self.pte(vaddr) & RW:
+            self.protect(vaddr, PRESENT | RW)
+        self.write_words(vaddr, *words)
+        return self.protect(vaddr)
+
+    def make_user_space(self, first_page: int) -> None:
+        """Make an address space for user mode out of four playground pages, and let it be the user root.
+
+        The user routines are at USER_CODE, two writable pages (the first two of the playground) at USER_DATA.
+        """
+        code = {index: self.mfn(self.symbols["user_text"] + index * PAGE) << 12 | PRESENT | USER for index in range(1)}
+        data = {16 + index: self.mfn(self.page(index)) << 12 | PRESENT | RW | USER | NX for index in range(2)}
+        entry = self.table(first_page, code | data) << 12 | PRESENT | RW | USER
+        entry = self.table(first_page + 1, {USER_CODE >> 21: entry}) << 12 | PRESENT | RW | USER
+        entry = self.table(first_page + 2, {0: entry}) << 12 | PRESENT | RW | USER
+        root = self.table(first_page + 3, {0: entry})
+        assert self.pin(4, root) == 0
+        assert self.mmuext(MMUEXT_NEW_USER_BASEPTR, root) == 0
+
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def hypercall(self, number: int, *arguments: int, vcpu: int = 0) -> int:
@@ -219,10 +272,13 @@ class PvGuest:
         target = self.symbols[routine] if isinstance(routine, str) else routine
         return self.step(_CALL, target, arguments, vcpu)
 
-    def user(self, address: int, *arguments: int, stack: int = 0) -> Outcome:
-        """Run user code until it makes a system call (vector USER_SYSCALL) or faults."""
+    def user(self, routine: str | int, *arguments: int, stack: int = USER_STACK) -> Outcome:
+        """Run a user routine until it makes a system call (vector USER_SYSCALL) or faults."""
+        address = routine
+        if isinstance(routine, str):
+            address = USER_CODE + self.symbols[routine] - self.symbols["user_text"]
         self.write_words(self.symbols["step_0"] + 136, stack)
-        return self.step(_USER, address, arguments, 0)
+        return self.step(_USER, int(address), arguments, 0)
 
     def begin(self, routine: str, *arguments: int, vcpu: int = 0) -> None:
         """Let a routine of the kernel start, and do not wait for it."""

@@ -14,7 +14,6 @@ from xenolith.abi.errno import EFAULT, EINVAL, ENOSYS, EPERM, ESRCH
 from xenolith.abi.hypercalls import (
     HYPERVISOR_mmu_update,
     HYPERVISOR_mmuext_op,
-    HYPERVISOR_update_va_mapping,
     HYPERVISOR_update_va_mapping_otherdomain,
 )
 from xenolith.abi.mmu import (
@@ -41,38 +40,6 @@ WRITABLE = PRESENT | RW
 GENERAL_PROTECTION, PAGE_FAULT = 13, 14
 DOMID_INVALID = 0x7FF4
 PIN = {1: MMUEXT_PIN_L1_TABLE, 2: MMUEXT_PIN_L2_TABLE, 3: MMUEXT_PIN_L3_TABLE, 4: MMUEXT_PIN_L4_TABLE}
-
-
-def map_(guest: PvGuest, vaddr: int, entry: int) -> int:
-    return guest.hypercall(HYPERVISOR_update_va_mapping, vaddr, entry, UVMF_INVLPG)
-
-
-def mmu_update(guest: PvGuest, *pairs: tuple[int, int], domid: int = DOMID_SELF) -> tuple[int, int]:
-    """The result, and how many requests were carried out."""
-    requests = guest.arguments(b"".join(struct.pack("<QQ", *pair) for pair in pairs))
-    done = guest.arguments(bytes(8), 3 * PAGE)
-    result = guest.hypercall(HYPERVISOR_mmu_update, requests, len(pairs), done, domid)
-    return result, guest.word(done)
-
-
-def mmuext(guest: PvGuest, command: int, arg1: int = 0, arg2: int = 0, domid: int = DOMID_SELF) -> int:
-    return guest.hypercall(HYPERVISOR_mmuext_op, guest.arguments(struct.pack("<QQQ", command, arg1, arg2)), 1, 0, domid)
-
-
-def table(guest: PvGuest, number: int, entries: dict[int, int] | None = None) -> int:
-    """Make page `number` of the playground a table's worth of entries, mapped read-only; its mfn."""
-    words = [0] * 512
-    for slot, entry in (entries or {}).items():
-        words[slot] = entry
-    vaddr = guest.page(number)
-    if guest.pte(vaddr) & RW == 0:
-        guest.protect(vaddr, WRITABLE)
-    guest.write_words(vaddr, *words)
-    return guest.protect(vaddr, RO)
-
-
-def pin(guest: PvGuest, level: int, mfn: int, domid: int = DOMID_SELF) -> int:
-    return mmuext(guest, PIN[level], mfn, domid=domid)
 
 
 # -- whose frames -----------------------------------------------------------------------------------------------------
@@ -110,8 +77,8 @@ def test_frames_of_others_cannot_be_mapped(
     }
     before = guest.pte(guest.page(0))
     for name, mfn in targets.items():
-        assert map_(guest, guest.page(0), mfn << 12 | flags) == -EINVAL, name
-        assert mmu_update(guest, (guest.pte_maddr(guest.page(0)), mfn << 12 | flags)) == (-EINVAL, 0), name
+        assert guest.map(guest.page(0), mfn << 12 | flags) == -EINVAL, name
+        assert guest.mmu_update((guest.pte_maddr(guest.page(0)), mfn << 12 | flags)) == (-EINVAL, 0), name
     assert guest.pte(guest.page(0)) == before
 
 
@@ -122,7 +89,7 @@ def test_frames_of_others_cannot_be_mapped_by_naming_their_owner(guest: PvGuest,
     for domid, expected in owners.items():
         result = guest.hypercall(HYPERVISOR_update_va_mapping_otherdomain, vaddr, entry, 0, domid)
         assert result == expected, hex(domid)
-        assert mmu_update(guest, (guest.pte_maddr(vaddr), entry), domid=domid) == (expected, 0), hex(domid)
+        assert guest.mmu_update((guest.pte_maddr(vaddr), entry), domid=domid) == (expected, 0), hex(domid)
     for domid in (DOMID_SELF, guest.domid):
         assert guest.hypercall(HYPERVISOR_update_va_mapping_otherdomain, vaddr, entry, 0, domid) == -EINVAL
 
@@ -130,31 +97,31 @@ def test_frames_of_others_cannot_be_mapped_by_naming_their_owner(guest: PvGuest,
 def test_tables_of_others_cannot_be_written(guest: PvGuest, bystander: PvGuest) -> None:
     pte = bystander.pte_maddr(bystander.page(0))
     before = bystander.pte(bystander.page(0))
-    assert mmu_update(guest, (pte, 0)) == (-EINVAL, 0)
-    assert mmu_update(guest, (pte, 0), domid=(bystander.domid + 1) << 16 | bystander.domid) == (-EPERM, 0)
-    assert mmu_update(guest, (pte, 0), domid=(1000 + 1) << 16 | bystander.domid)[0] == -ESRCH
+    assert guest.mmu_update((pte, 0)) == (-EINVAL, 0)
+    assert guest.mmu_update((pte, 0), domid=(bystander.domid + 1) << 16 | bystander.domid) == (-EPERM, 0)
+    assert guest.mmu_update((pte, 0), domid=(1000 + 1) << 16 | bystander.domid)[0] == -ESRCH
     assert bystander.pte(bystander.page(0)) == before
 
 
 def test_m2p_entries_of_others_cannot_be_written(machine: TestMachine, guest: PvGuest, bystander: PvGuest) -> None:
     own, other = guest.mfn(guest.page(0)), bystander.mfn(bystander.page(0))
-    assert mmu_update(guest, (own << 12 | MMU_MACHPHYS_UPDATE, 0x1234)) == (0, 1)
+    assert guest.mmu_update((own << 12 | MMU_MACHPHYS_UPDATE, 0x1234)) == (0, 1)
     assert machine.hv.m2p[own] == 0x1234
     before = machine.hv.m2p[other]
     for mfn in (other, machine.hv.frames.total, machine.hv.xenspace.m2p_chunks()[0], 0, (1 << 52) - 1):
-        assert mmu_update(guest, (mfn << 12 | MMU_MACHPHYS_UPDATE, 0x1234)) == (-EINVAL, 0), hex(mfn)
+        assert guest.mmu_update((mfn << 12 | MMU_MACHPHYS_UPDATE, 0x1234)) == (-EINVAL, 0), hex(mfn)
     assert machine.hv.m2p[other] == before
 
 
 def test_tables_of_others_cannot_be_pinned_or_loaded(guest: PvGuest, bystander: PvGuest) -> None:
     root = bystander.domain.vcpus[0].kernel_root >> 12
     for command in (*PIN.values(), MMUEXT_UNPIN_TABLE, MMUEXT_NEW_BASEPTR, MMUEXT_NEW_USER_BASEPTR):
-        assert mmuext(guest, command, root) == -EINVAL, command
-        assert mmuext(guest, command, root, domid=bystander.domid) == -EPERM, command
-        assert mmuext(guest, command, root, domid=999) == -ESRCH, command
-        assert mmuext(guest, command, root, domid=DOMID_XEN) == -EPERM, command
-    assert mmuext(guest, MMUEXT_CLEAR_PAGE, bystander.mfn(bystander.page(95))) == -EINVAL
-    assert mmuext(guest, MMUEXT_COPY_PAGE, guest.mfn(guest.page(0)), bystander.mfn(bystander.page(95))) == -EINVAL
+        assert guest.mmuext(command, root) == -EINVAL, command
+        assert guest.mmuext(command, root, domid=bystander.domid) == -EPERM, command
+        assert guest.mmuext(command, root, domid=999) == -ESRCH, command
+        assert guest.mmuext(command, root, domid=DOMID_XEN) == -EPERM, command
+    assert guest.mmuext(MMUEXT_CLEAR_PAGE, bystander.mfn(bystander.page(95))) == -EINVAL
+    assert guest.mmuext(MMUEXT_COPY_PAGE, guest.mfn(guest.page(0)), bystander.mfn(bystander.page(95))) == -EINVAL
 
 
 # -- writable mappings ------------------------------------------------------------------------------------------------
@@ -164,8 +131,8 @@ def test_live_page_table_cannot_be_mapped_writable(guest: PvGuest) -> None:
     root = guest.domain.vcpus[0].kernel_root >> 12
     l1 = guest.pte_maddr(guest.page(0)) >> 12
     for mfn in (root, l1):
-        assert map_(guest, guest.page(0), mfn << 12 | WRITABLE) == -EINVAL
-        assert map_(guest, guest.page(0), mfn << 12 | RO) == 0
+        assert guest.map(guest.page(0), mfn << 12 | WRITABLE) == -EINVAL
+        assert guest.map(guest.page(0), mfn << 12 | RO) == 0
         outcome = guest.call("poke", guest.page(0), 0x67)
         assert outcome.fault == (PAGE_FAULT, 3)
 
@@ -173,22 +140,22 @@ def test_live_page_table_cannot_be_mapped_writable(guest: PvGuest) -> None:
 def test_writable_page_cannot_become_a_table(guest: PvGuest) -> None:
     mfn = guest.mfn(guest.page(1))
     for level in (1, 2, 3, 4):
-        assert pin(guest, level, mfn) == -EINVAL
+        assert guest.pin(level, mfn) == -EINVAL
     guest.protect(guest.page(1))
     for level in (1, 2, 3, 4):
-        assert pin(guest, level, mfn) == 0
-        assert map_(guest, guest.page(1), mfn << 12 | WRITABLE) == -EINVAL
-        assert mmuext(guest, MMUEXT_UNPIN_TABLE, mfn) == 0
-    assert map_(guest, guest.page(1), mfn << 12 | WRITABLE) == 0
+        assert guest.pin(level, mfn) == 0
+        assert guest.map(guest.page(1), mfn << 12 | WRITABLE) == -EINVAL
+        assert guest.mmuext(MMUEXT_UNPIN_TABLE, mfn) == 0
+    assert guest.map(guest.page(1), mfn << 12 | WRITABLE) == 0
 
 
 def test_second_writable_mapping_keeps_a_page_from_becoming_a_table(guest: PvGuest) -> None:
     mfn = guest.mfn(guest.page(1))
-    assert map_(guest, guest.page(2), mfn << 12 | WRITABLE) == 0
+    assert guest.map(guest.page(2), mfn << 12 | WRITABLE) == 0
     guest.protect(guest.page(1))
-    assert pin(guest, 1, mfn) == -EINVAL
-    assert map_(guest, guest.page(2), 0) == 0
-    assert pin(guest, 1, mfn) == 0
+    assert guest.pin(1, mfn) == -EINVAL
+    assert guest.map(guest.page(2), 0) == 0
+    assert guest.pin(1, mfn) == 0
 
 
 # -- types ------------------------------------------------------------------------------------------------------------
@@ -196,29 +163,29 @@ def test_second_writable_mapping_keeps_a_page_from_becoming_a_table(guest: PvGue
 
 def test_table_of_one_level_is_none_of_another(guest: PvGuest) -> None:
     for level in (1, 2, 3, 4):
-        mfn = table(guest, level)
-        assert pin(guest, level, mfn) == 0
-        assert pin(guest, level, mfn) == -EINVAL  # pinned already
+        mfn = guest.table(level)
+        assert guest.pin(level, mfn) == 0
+        assert guest.pin(level, mfn) == -EINVAL  # pinned already
         for other in {1, 2, 3, 4} - {level}:
-            assert pin(guest, other, mfn) == -EINVAL
-        assert mmuext(guest, MMUEXT_NEW_USER_BASEPTR, mfn) == (0 if level == 4 else -EINVAL)
-    l2 = table(guest, 5, {0: guest.mfn(guest.page(3)) << 12 | WRITABLE})
-    assert pin(guest, 2, l2) == -EINVAL, "an L2 that refers to an L3"
-    l3 = table(guest, 6, {0: guest.mfn(guest.page(1)) << 12 | WRITABLE})
-    assert pin(guest, 3, l3) == -EINVAL, "an L3 that refers to an L1"
+            assert guest.pin(other, mfn) == -EINVAL
+        assert guest.mmuext(MMUEXT_NEW_USER_BASEPTR, mfn) == (0 if level == 4 else -EINVAL)
+    l2 = guest.table(5, {0: guest.mfn(guest.page(3)) << 12 | WRITABLE})
+    assert guest.pin(2, l2) == -EINVAL, "an L2 that refers to an L3"
+    l3 = guest.table(6, {0: guest.mfn(guest.page(1)) << 12 | WRITABLE})
+    assert guest.pin(3, l3) == -EINVAL, "an L3 that refers to an L1"
 
 
 def test_table_that_refers_to_writable_data_as_table_is_refused(guest: PvGuest) -> None:
     data = guest.mfn(guest.page(0)) << 12
     for level in (2, 3, 4):
-        assert pin(guest, level, table(guest, 1, {7: data | WRITABLE})) == -EINVAL
+        assert guest.pin(level, guest.table(1, {7: data | WRITABLE})) == -EINVAL
 
 
 def test_failed_pin_takes_nothing(guest: PvGuest, machine: TestMachine) -> None:
-    good = table(guest, 2)
-    bad = table(guest, 3, {0: guest.mfn(guest.page(0)) << 12 | WRITABLE | PSE})
-    l3 = table(guest, 4, {0: good << 12 | RO, 1: bad << 12 | RO})
-    assert pin(guest, 3, l3) == -EINVAL
+    good = guest.table(2)
+    bad = guest.table(3, {0: guest.mfn(guest.page(0)) << 12 | WRITABLE | PSE})
+    l3 = guest.table(4, {0: good << 12 | RO, 1: bad << 12 | RO})
+    assert guest.pin(3, l3) == -EINVAL
     for number in (2, 3, 4):
         mfn = guest.mfn(guest.page(number))
         assert machine.hv.frames.type_count[mfn] == 0
@@ -228,47 +195,47 @@ def test_failed_pin_takes_nothing(guest: PvGuest, machine: TestMachine) -> None:
 
 def test_cycle_of_tables_is_refused(guest: PvGuest) -> None:
     a, b = guest.mfn(guest.page(1)), guest.mfn(guest.page(2))
-    table(guest, 1, {0: b << 12 | RO})
-    table(guest, 2, {0: a << 12 | RO})
+    guest.table(1, {0: b << 12 | RO})
+    guest.table(2, {0: a << 12 | RO})
     for level in (3, 4):
-        assert pin(guest, level, a) == -EINVAL
-    assert pin(guest, 2, a) == 0, "an L1 may map its L2 read-only, as it may any page"
+        assert guest.pin(level, a) == -EINVAL
+    assert guest.pin(2, a) == 0, "an L1 may map its L2 read-only, as it may any page"
 
 
 def test_table_may_map_itself_read_only(guest: PvGuest) -> None:
     for level in (2, 3, 4):
         mfn = guest.mfn(guest.page(level))
-        table(guest, level, {5: mfn << 12 | WRITABLE})
-        assert pin(guest, level, mfn) == -EINVAL
-        table(guest, level, {5: mfn << 12 | RO})
-        assert pin(guest, level, mfn) == 0
-        assert mmu_update(guest, (mfn << 12 | 8 * 6, mfn << 12 | WRITABLE)) == (-EINVAL, 0)
-        assert mmu_update(guest, (mfn << 12 | 8 * 6, mfn << 12 | RO)) == (0, 1)
-        assert mmuext(guest, MMUEXT_UNPIN_TABLE, mfn) == 0
+        guest.table(level, {5: mfn << 12 | WRITABLE})
+        assert guest.pin(level, mfn) == -EINVAL
+        guest.table(level, {5: mfn << 12 | RO})
+        assert guest.pin(level, mfn) == 0
+        assert guest.mmu_update((mfn << 12 | 8 * 6, mfn << 12 | WRITABLE)) == (-EINVAL, 0)
+        assert guest.mmu_update((mfn << 12 | 8 * 6, mfn << 12 | RO)) == (0, 1)
+        assert guest.mmuext(MMUEXT_UNPIN_TABLE, mfn) == 0
 
 
 def test_linear_tables_do_not_chain(guest: PvGuest) -> None:
-    a, b, c = (table(guest, number) for number in (1, 2, 3))
+    a, b, c = (guest.table(number) for number in (1, 2, 3))
     for mfn in (a, b, c):
-        assert pin(guest, 3, mfn) == 0
-    assert mmu_update(guest, (a << 12, b << 12 | RO)) == (0, 1)
-    assert mmu_update(guest, (b << 12, c << 12 | RO)) == (-EINVAL, 0), "b is used linearly"
-    assert mmu_update(guest, (c << 12, a << 12 | RO)) == (-EINVAL, 0), "a uses another linearly"
-    assert mmu_update(guest, (b << 12, a << 12 | RO)) == (-EINVAL, 0), "a cycle"
+        assert guest.pin(3, mfn) == 0
+    assert guest.mmu_update((a << 12, b << 12 | RO)) == (0, 1)
+    assert guest.mmu_update((b << 12, c << 12 | RO)) == (-EINVAL, 0), "b is used linearly"
+    assert guest.mmu_update((c << 12, a << 12 | RO)) == (-EINVAL, 0), "a uses another linearly"
+    assert guest.mmu_update((b << 12, a << 12 | RO)) == (-EINVAL, 0), "a cycle"
     for mfn in (b, a, c):
-        assert mmuext(guest, MMUEXT_UNPIN_TABLE, mfn) == 0
+        assert guest.mmuext(MMUEXT_UNPIN_TABLE, mfn) == 0
 
 
 def test_self_map_shows_the_table_and_takes_no_writes(guest: PvGuest) -> None:
     root = guest.domain.vcpus[0].kernel_root
-    assert mmu_update(guest, (root | 300 * 8, root | RO)) == (0, 1)
+    assert guest.mmu_update((root | 300 * 8, root | RO)) == (0, 1)
     # Slot 300 of the root leads to the root at every level: the page at which the root itself can be read.
     vaddr = 0xFFFF_0000_0000_0000 | 300 << 39 | 300 << 30 | 300 << 21 | 300 << 12
     outcome = guest.call("peek", vaddr + 300 * 8)
     assert outcome.vector == NO_EXCEPTION
     assert outcome.rax & ~0x60 == root | RO | USER
     assert guest.call("poke", vaddr, 0).fault == (PAGE_FAULT, 3)
-    assert mmu_update(guest, (root | 300 * 8, 0)) == (0, 1)
+    assert guest.mmu_update((root | 300 * 8, 0)) == (0, 1)
 
 
 # -- flags ------------------------------------------------------------------------------------------------------------
@@ -276,39 +243,39 @@ def test_self_map_shows_the_table_and_takes_no_writes(guest: PvGuest) -> None:
 
 @pytest.mark.parametrize("bit", [PWT, PCD, PSE])
 def test_cache_attributes_are_refused_without_hardware(guest: PvGuest, bit: int) -> None:
-    assert map_(guest, guest.page(0), guest.mfn(guest.page(0)) << 12 | WRITABLE | bit) == -EINVAL
+    assert guest.map(guest.page(0), guest.mfn(guest.page(0)) << 12 | WRITABLE | bit) == -EINVAL
 
 
 @pytest.mark.parametrize("bit", [PWT, PCD, PSE, GLOBAL])
 def test_upper_tables_take_no_large_pages_nor_cache_attributes(guest: PvGuest, bit: int) -> None:
-    lower = table(guest, 1)
-    assert pin(guest, 1, lower) == 0
-    assert pin(guest, 2, table(guest, 2, {0: lower << 12 | WRITABLE | bit})) == -EINVAL
-    l2 = table(guest, 2)
-    assert pin(guest, 2, l2) == 0
-    assert mmu_update(guest, (l2 << 12, lower << 12 | WRITABLE | bit)) == (-EINVAL, 0)
-    assert mmu_update(guest, (l2 << 12, lower << 12 | WRITABLE)) == (0, 1)
-    assert mmu_update(guest, (l2 << 12, lower << 12 | WRITABLE | bit)) == (-EINVAL, 0)
+    lower = guest.table(1)
+    assert guest.pin(1, lower) == 0
+    assert guest.pin(2, guest.table(2, {0: lower << 12 | WRITABLE | bit})) == -EINVAL
+    l2 = guest.table(2)
+    assert guest.pin(2, l2) == 0
+    assert guest.mmu_update((l2 << 12, lower << 12 | WRITABLE | bit)) == (-EINVAL, 0)
+    assert guest.mmu_update((l2 << 12, lower << 12 | WRITABLE)) == (0, 1)
+    assert guest.mmu_update((l2 << 12, lower << 12 | WRITABLE | bit)) == (-EINVAL, 0)
 
 
 @pytest.mark.parametrize("bit", range(40, 52))
 def test_reserved_address_bits_are_refused(guest: PvGuest, bit: int) -> None:
     entry = guest.mfn(guest.page(1)) << 12 | WRITABLE | 1 << bit
-    assert map_(guest, guest.page(0), entry) == -EINVAL
-    assert pin(guest, 2, table(guest, 1, {0: entry})) == -EINVAL
+    assert guest.map(guest.page(0), entry) == -EINVAL
+    assert guest.pin(2, guest.table(1, {0: entry})) == -EINVAL
 
 
 def test_user_bit_is_forced_at_every_level(guest: PvGuest, machine: TestMachine) -> None:
     words = machine.hv.ram.words
     data = guest.mfn(guest.page(0)) << 12
-    l1 = table(guest, 1, {3: data | WRITABLE})
-    l2 = table(guest, 2, {3: l1 << 12 | WRITABLE})
-    l3 = table(guest, 3, {3: l2 << 12 | WRITABLE})
-    l4 = table(guest, 4, {3: l3 << 12 | WRITABLE})
-    assert pin(guest, 4, l4) == 0
+    l1 = guest.table(1, {3: data | WRITABLE})
+    l2 = guest.table(2, {3: l1 << 12 | WRITABLE})
+    l3 = guest.table(3, {3: l2 << 12 | WRITABLE})
+    l4 = guest.table(4, {3: l3 << 12 | WRITABLE})
+    assert guest.pin(4, l4) == 0
     assert [words[(mfn << 9) + 3] & USER for mfn in (l1, l2, l3, l4)] == [USER] * 4
     assert words[(l1 << 9) + 3] >> 52 & 1, "a kernel page is marked as the guest's kernel's"
-    assert mmu_update(guest, (l1 << 12, data | WRITABLE | USER)) == (0, 1)
+    assert guest.mmu_update((l1 << 12, data | WRITABLE | USER)) == (0, 1)
     assert words[l1 << 9] & GLOBAL, "a user page is global"
 
 
@@ -319,8 +286,8 @@ def test_hypervisor_slots_cannot_be_updated(guest: PvGuest) -> None:
     root = guest.domain.vcpus[0].kernel_root
     before = guest.hv.ram.words[(root >> 3) + 256 : (root >> 3) + 272].tolist()
     for slot in range(256, 272):
-        assert mmu_update(guest, (root | slot * 8, 0)) == (-EINVAL, 0)
-        assert mmu_update(guest, (root | slot * 8, root | RO)) == (-EINVAL, 0)
+        assert guest.mmu_update((root | slot * 8, 0)) == (-EINVAL, 0)
+        assert guest.mmu_update((root | slot * 8, root | RO)) == (-EINVAL, 0)
     assert guest.hv.ram.words[(root >> 3) + 256 : (root >> 3) + 272].tolist() == before
 
 
@@ -328,13 +295,13 @@ def test_junk_in_hypervisor_slots_is_overwritten_by_pinning(guest: PvGuest) -> N
     junk = {slot: guest.mfn(guest.page(0)) << 12 | WRITABLE | USER for slot in range(256, 272)}
     kernel = guest.domain.vcpus[0].kernel_root
     keep = {511: guest.hv.ram.words[(kernel >> 3) + 511]}
-    l4 = table(guest, 1, junk | keep)
-    assert pin(guest, 4, l4) == 0
+    l4 = guest.table(1, junk | keep)
+    assert guest.pin(4, l4) == 0
     slots = guest.hv.ram.words[(l4 << 9) + 256 : (l4 << 9) + 272].tolist()
     assert slots == guest.hv.ram.words[(kernel >> 3) + 256 : (kernel >> 3) + 272].tolist()
-    assert mmuext(guest, MMUEXT_NEW_BASEPTR, l4) == 0
+    assert guest.mmuext(MMUEXT_NEW_BASEPTR, l4) == 0
     assert guest.call("peek", 0xFFFF_8000_0000_0000 + 8 * guest.mfn(guest.page(0))).vector == NO_EXCEPTION
-    assert mmuext(guest, MMUEXT_NEW_BASEPTR, kernel >> 12) == 0
+    assert guest.mmuext(MMUEXT_NEW_BASEPTR, kernel >> 12) == 0
 
 
 def test_hypervisor_range_cannot_be_touched(guest: PvGuest) -> None:
@@ -357,7 +324,7 @@ def test_hypervisor_range_cannot_be_touched(guest: PvGuest) -> None:
 def test_updates_stop_at_the_first_that_fails(guest: PvGuest) -> None:
     a, b = guest.pte_maddr(guest.page(1)), guest.pte_maddr(guest.page(2))
     own = guest.mfn(guest.page(0)) << 12 | RO
-    assert mmu_update(guest, (a, own), (b, 0 | RO), (b, own)) == (-EINVAL, 1)
+    assert guest.mmu_update((a, own), (b, 0 | RO), (b, own)) == (-EINVAL, 1)
     assert guest.pte(guest.page(1)) >> 12 & 0xFFFFFFF == guest.mfn(guest.page(0))
     assert guest.pte(guest.page(2)) >> 12 & 0xFFFFFFF != guest.mfn(guest.page(0))
 
@@ -365,12 +332,12 @@ def test_updates_stop_at_the_first_that_fails(guest: PvGuest) -> None:
 def test_command_bits_that_do_not_exist(guest: PvGuest) -> None:
     pte = guest.pte_maddr(guest.page(1))
     for command in range(4, 8):
-        assert mmu_update(guest, (pte | command, 0)) == (-ENOSYS, 0), command
+        assert guest.mmu_update((pte | command, 0)) == (-ENOSYS, 0), command
 
 
 def test_update_of_ordinary_memory_is_a_checked_store(guest: PvGuest) -> None:
     vaddr = guest.page(3)
-    assert mmu_update(guest, (guest.maddr(vaddr) + 16, 0xDEADBEEF)) == (0, 1)
+    assert guest.mmu_update((guest.maddr(vaddr) + 16, 0xDEADBEEF)) == (0, 1)
     assert guest.word(vaddr + 16) == 0xDEADBEEF
 
 
@@ -379,9 +346,9 @@ def test_preserving_update_keeps_accessed_and_dirty(guest: PvGuest) -> None:
     guest.call("poke", vaddr, 1)
     pte = guest.pte(vaddr)
     assert pte & 0x60 == 0x60
-    assert mmu_update(guest, (guest.pte_maddr(vaddr) | MMU_PT_UPDATE_PRESERVE_AD, pte & ~0x60)) == (0, 1)
+    assert guest.mmu_update((guest.pte_maddr(vaddr) | MMU_PT_UPDATE_PRESERVE_AD, pte & ~0x60)) == (0, 1)
     assert guest.pte(vaddr) & 0x60 == 0x60
-    assert mmu_update(guest, (guest.pte_maddr(vaddr), pte & ~0x60)) == (0, 1)
+    assert guest.mmu_update((guest.pte_maddr(vaddr), pte & ~0x60)) == (0, 1)
     assert guest.pte(vaddr) & 0x60 == 0
 
 
@@ -396,7 +363,7 @@ def test_huge_count_runs_into_the_end_of_the_buffer(guest: PvGuest) -> None:
     start = end - PAGE
     flush = struct.pack("<QQQ", MMUEXT_TLB_FLUSH_LOCAL, 0, 0)
     guest.write(start, flush * (PAGE // 24))
-    assert map_(guest, guest.page(94), 0) == 0
+    assert guest.map(guest.page(94), 0) == 0
     assert guest.hypercall(HYPERVISOR_mmuext_op, guest.page(94), 0x7FFFFFFF, 0, DOMID_SELF) == -EFAULT
 
 
@@ -424,7 +391,7 @@ def test_bad_request_pointers(guest: PvGuest, pointer: int) -> None:
 def test_control_domain_may_map_what_it_names(machine: TestMachine, bystander: PvGuest, capability: Capability) -> None:
     control = machine.start("control", capability)
     mfn = bystander.mfn(bystander.page(95))
-    assert map_(control, control.page(0), mfn << 12 | RO) == -EINVAL, "not without naming the owner"
+    assert control.map(control.page(0), mfn << 12 | RO) == -EINVAL, "not without naming the owner"
     result = control.hypercall(
         HYPERVISOR_update_va_mapping_otherdomain, control.page(0), mfn << 12 | RO, UVMF_INVLPG, bystander.domid
     )

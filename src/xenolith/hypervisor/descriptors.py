@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from xenolith.abi.errno import EINVAL, XenError
+from xenolith.cpu.registers import MASK64
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import TYPE_SEG_DESC, FrameTable
 from xenolith.hypervisor.guest_memory import GuestMemory
@@ -37,8 +38,10 @@ XEN_CS64: Final = 0xE033
 _PRESENT: Final = 1 << 47
 _DPL: Final = 3 << 45
 _NOT_SYSTEM: Final = 1 << 44
-_LONG: Final = 1 << 53
-_BIG: Final = 1 << 54
+_CALL_GATE: Final = 0xC
+_CALL_GATE_RESERVED: Final = 0xFF << 32
+_FIRST_XEN_SELECTOR: Final = 0xE000
+_IN_LDT: Final = 4
 
 
 def attributes_of(descriptor: int) -> int:
@@ -47,26 +50,27 @@ def attributes_of(descriptor: int) -> int:
 
 
 def check_descriptor(descriptor: int) -> int:
-    """The descriptor as a guest may have it: privilege 3 for code, data and call gates' targets.
+    """The descriptor as a guest may have it: privilege 3 for code and data.
 
-    A descriptor that is not present may be anything. Raises XenError(EINVAL) for system descriptors other than call
-    gates, and for call gates into the hypervisor's selectors (xen/arch/x86/pv/descriptor-tables.c has the rules).
+    A call gate gets privilege 0, so that a call through it always faults; the privilege that it is meant to have is
+    kept in its selector. A descriptor that is not present, or is a call gate's second half, may be anything. Raises XenError(EINVAL) for all other system descriptors, and for call gates into the hypervisor's selectors or with
+    reserved bits (xen/arch/x86/pv/descriptor-tables.c has the rules).
     """
     if not descriptor & _PRESENT:
         return descriptor
     if descriptor & _NOT_SYSTEM:
-        if descriptor & _LONG and descriptor & _BIG:
-            raise XenError(EINVAL, f"code descriptor {descriptor:#018x} is both 64-bit and 32-bit")
         return descriptor | _DPL
-    kind = descriptor >> 40 & 0x1F
+    kind = descriptor >> 40 & 0xF
     if kind == 0:
-        return descriptor & ~_PRESENT  # the high half of a call gate
-    if kind != 0xC:
+        return descriptor
+    if kind != _CALL_GATE:
         raise XenError(EINVAL, f"system descriptor {descriptor:#018x} of type {kind:#x} is not allowed")
     selector = descriptor >> 16 & 0xFFFF
-    if selector & ~3 and selector >= 0xE000 and selector & ~3 not in (XEN_CS64 & ~3, XEN_CS32 & ~3):
+    if selector >= _FIRST_XEN_SELECTOR and not selector & _IN_LDT and selector != XEN_CS64:
         raise XenError(EINVAL, f"call gate {descriptor:#018x} leads into the hypervisor's selectors")
-    return descriptor | _DPL
+    if descriptor & _CALL_GATE_RESERVED:
+        raise XenError(EINVAL, f"call gate {descriptor:#018x} has reserved bits")
+    return (descriptor | 3 << 16) & ~_DPL
 
 
 class DescriptorTables:
@@ -205,9 +209,9 @@ class DescriptorTables:
         if not 0 <= offset < vcpu.ldt_entries * 8:
             return -1
         page = offset >> 12
-        guest_address = vcpu.ldt_base + offset
+        guest_address = (vcpu.ldt_base + offset) & MASK64
         try:
-            mfn = self._memory.walk(vcpu.kernel_root, vcpu.ldt_base + (page << 12)) >> 12
+            mfn = self._memory.walk(vcpu.kernel_root, guest_address & ~0xFFF) >> 12
             self._frames.get_page_and_type(mfn, vcpu.domain.domid, TYPE_SEG_DESC)
         except XenError:
             return guest_address
@@ -226,12 +230,14 @@ class DescriptorTables:
         """The descriptor that a selector names, 0 where there is none."""
         index = (selector & 0xFFFF) >> 3
         at = self._l1_slot(vcpu) + (16 if selector & 4 else 0) + (index >> 9)
-        if selector & 4:
-            if index >= vcpu.ldt_entries or (index >> 9 not in vcpu.ldt_mfns and self._fault_in(vcpu, index)):
-                return 0
+        if selector & 4 and not self._in_ldt(vcpu, index):
+            return 0
         frame = self._words[at] & 0x000F_FFFF_FFFF_F000
         return self._words[(frame >> 3) + (index & 511)] if frame else 0
 
-    def _fault_in(self, vcpu: Vcpu, index: int) -> bool:
+    def _in_ldt(self, vcpu: Vcpu, index: int) -> bool:
+        """Whether the LDT has such a descriptor; the page that it lies in is looked up if it was not used before."""
+        if index >= vcpu.ldt_entries or index >> 9 in vcpu.ldt_mfns:
+            return index < vcpu.ldt_entries
         address = PERDOMAIN_START + vcpu.vcpu_id * _VCPU_AREA + _LDT_OFFSET + index * 8
-        return self.ldt_fault(vcpu, address) is not None
+        return self.ldt_fault(vcpu, address) is None

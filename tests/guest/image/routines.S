@@ -1,15 +1,330 @@
 # What the observer can have the guest do besides hypercalls. Arguments as in C: rdi, rsi, rdx, rcx; the result in rax.
 
+        .macro  routine name
+        .globl  \name
+\name:
+        .endm
+
         .text
-        .globl  peek, poke, nothing, spin, jump
-peek:   mov     (%rdi), %rax
-        ret
-poke:   mov     %rsi, (%rdi)
-        xor     %eax, %eax
-        ret
-nothing:
+        routine nothing
         mov     $42, %eax
         ret
-spin:   incq    (%rdi)
+        routine peek
+        mov     (%rdi), %rax
+        ret
+        routine poke
+        mov     %rsi, (%rdi)
+        xor     %eax, %eax
+        ret
+        routine spin
+        incq    (%rdi)
         jmp     spin
-jump:   jmp     *%rdi
+        routine jump
+        jmp     *%rdi
+
+# Instructions that fault, or that the hypervisor emulates.
+        routine divide_by_zero
+        xor     %ecx, %ecx
+        div     %ecx
+        ret
+        routine undefined
+        ud2
+        routine breakpoint
+        int3
+        ret
+        routine interrupt_128
+        int     $0x80
+        ret
+        routine interrupt_129
+        int     $0x81
+        ret
+        routine interrupt_14
+        int     $14
+        ret
+        routine cli_sti
+        cli
+        sti
+        mov     $1, %eax
+        ret
+        routine halt
+        hlt
+        ret
+        routine port_in
+        mov     %edi, %edx
+        in      %dx, %al
+        ret
+        routine port_out
+        mov     %edi, %edx
+        out     %al, %dx
+        ret
+        routine read_cr0
+        mov     %cr0, %rax
+        ret
+        routine read_cr3
+        mov     %cr3, %rax
+        ret
+        routine write_cr0
+        mov     %rdi, %cr0
+        ret
+        routine write_cr3
+        mov     %rdi, %cr3
+        ret
+        routine write_cr4
+        mov     %rdi, %cr4
+        ret
+        routine write_cr8
+        mov     %rdi, %cr8
+        ret
+        routine load_gdt
+        lgdt    (%rdi)
+        ret
+        routine load_idt
+        lidt    (%rdi)
+        ret
+        routine load_task
+        mov     %edi, %eax
+        ltr     %ax
+        ret
+        routine invalidate_page
+        invlpg  (%rdi)
+        ret
+        routine swap_gs
+        swapgs
+        ret
+        routine system_return
+        mov     %rdi, %rcx
+        sysretq
+        routine read_msr
+        mov     %edi, %ecx
+        rdmsr
+        shl     $32, %rdx
+        or      %rdx, %rax
+        ret
+        routine write_msr
+        mov     %edi, %ecx
+        mov     %esi, %eax
+        mov     %rsi, %rdx
+        shr     $32, %rdx
+        wrmsr
+        ret
+        routine enter_by_sysenter
+        sysenter
+        ret
+        routine fpu
+        fninit
+        mov     $1, %eax
+        ret
+
+# Segments.
+        routine load_fs
+        mov     %edi, %fs
+        mov     %fs, %eax
+        ret
+        routine load_ss
+        mov     %edi, %ss
+        mov     %ss, %eax
+        ret
+        routine far_call
+        push    %rsi
+        push    %rdi
+        rex.w lcall *(%rsp)
+        ret
+
+# Control: single steps, stacks, frames.
+        routine single_step
+        pushf
+        orq     $0x100, (%rsp)
+        popf
+        nop
+        nop
+        ret
+        routine fault_with_stack
+        mov     %rdi, %rsp
+        ud2
+        routine raw_iret                        # (frame)
+        mov     %rdi, %rsp
+        mov     $23, %eax
+        syscall
+        routine events_on
+        movb    $0, shared_info+1(%rip)
+        mov     $17, %eax                       # xen_version, so that what is pending is delivered
+        xor     %edi, %edi
+        syscall
+        ret
+        routine events_off
+        movb    $1, shared_info+1(%rip)
+        ret
+        routine fault_again                     # a handler that raises what it handles
+        ud2
+        routine fault_for_ever
+        lea     stack_top_0(%rip), %rsp
+        ud2
+        routine hypercall_for_ever
+1:      mov     $17, %eax
+        xor     %edi, %edi
+        xor     %esi, %esi
+        syscall
+        incq    playground(%rip)
+        jmp     1b
+
+# Stores to page tables that are mapped read-only: (address, value, ...).
+        routine store_xchg
+        xchg    %rsi, (%rdi)
+        mov     %rsi, %rax
+        ret
+        routine store_cmpxchg                   # (address, new, expected)
+        mov     %rdx, %rax
+        lock cmpxchg %rsi, (%rdi)
+        ret
+        routine store_and
+        lock and %rsi, (%rdi)
+        ret
+        routine store_or
+        lock or %rsi, (%rdi)
+        ret
+        routine store_bts                       # (address, bit); carry in rax
+        xor     %eax, %eax
+        lock bts %esi, (%rdi)
+        setc    %al
+        ret
+        routine store_btr
+        xor     %eax, %eax
+        lock btr %esi, (%rdi)
+        setc    %al
+        ret
+        routine store_long
+        mov     %esi, (%rdi)
+        ret
+        routine store_byte
+        mov     %sil, (%rdi)
+        ret
+        routine store_add
+        add     %rsi, (%rdi)
+        ret
+        routine store_string
+        mov     %rsi, %rax
+        stosq
+        mov     %rdi, %rax
+        ret
+        routine store_pair                      # cmpxchg16b (address, expected low, expected high, new low), new high = r8
+        push    %rbx
+        mov     %rsi, %rax
+        mov     %rcx, %rbx
+        mov     %r8, %rcx
+        lock cmpxchg16b (%rdi)
+        pop     %rbx
+        setz    %al
+        movzbl  %al, %eax
+        ret
+        routine store_vector
+        movaps  %xmm0, (%rdi)
+        ret
+
+# Code that writes code: (code, alias of the code, new immediate). The code is `mov imm32, %eax; ret`.
+        routine rewrite_through_alias
+        push    %rbx
+        mov     %rdi, %rbx
+        mov     %rsi, %r12
+        mov     %rdx, %r13
+        call    *%rbx
+        mov     %r13d, 1(%r12)
+        call    *%rbx
+        pop     %rbx
+        ret
+        routine rewrite_and_call_hypervisor
+        push    %rbx
+        mov     %rdi, %rbx
+        mov     %rsi, %r12
+        mov     %rdx, %r13
+        call    *%rbx
+        mov     %r13d, 1(%r12)
+        mov     $17, %eax
+        xor     %edi, %edi
+        syscall
+        call    *%rbx
+        pop     %rbx
+        ret
+
+# User mode: mapped at its own address in the user's page tables.
+        .balign 4096
+        routine user_text
+        routine user_syscall
+        mov     %rdi, %rax
+        syscall
+        ud2
+        routine user_peek
+        mov     (%rdi), %rax
+        syscall
+        routine user_poke
+        mov     %rsi, (%rdi)
+        syscall
+        routine user_hypercall                  # a hypercall, as the kernel would make it
+        mov     %rdi, %rax
+        mov     %rsi, %rdi
+        mov     %rdx, %rsi
+        syscall
+        routine user_interrupt_128
+        int     $0x80
+        syscall
+        routine user_interrupt_129
+        int     $0x81
+        syscall
+        routine user_interrupt_14
+        int     $14
+        syscall
+        routine user_breakpoint
+        int3
+        syscall
+        routine user_undefined
+        ud2
+        routine user_divide_by_zero
+        xor     %ecx, %ecx
+        div     %ecx
+        routine user_cli
+        cli
+        syscall
+        routine user_halt
+        hlt
+        syscall
+        routine user_port_in
+        mov     %edi, %edx
+        in      %dx, %al
+        syscall
+        routine user_port_out
+        mov     %edi, %edx
+        out     %al, %dx
+        syscall
+        routine user_read_cr3
+        mov     %cr3, %rax
+        syscall
+        routine user_write_cr3
+        mov     %rdi, %cr3
+        syscall
+        routine user_read_msr
+        mov     %edi, %ecx
+        rdmsr
+        syscall
+        routine user_load_gdt
+        lgdt    (%rsp)
+        syscall
+        routine user_swap_gs
+        swapgs
+        syscall
+        routine user_sysenter
+        sysenter
+        syscall
+        routine user_jump
+        jmp     *%rdi
+        routine user_fpu
+        fninit
+        syscall
+        routine user_single_step
+        pushf
+        orq     $0x100, (%rsp)
+        popf
+        nop
+        nop
+        syscall
+        routine user_spin
+        jmp     user_spin
+        .balign 4096
