@@ -56,6 +56,10 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         r"PM-Timer failed|clocksource: acpi_pm", "Real Xen keeps the PM timer for itself; Xenolith has no use for it."
     ),
+    Reason(
+        r"^tsc: Fast TSC calibration",
+        "Linux tries the interval timer first, in vain on both sides, and then takes the frequency that Xen tells.",
+    ),
     Reason(r"^tsc: Detected|^clocksource: tsc|^Calibrating delay", _TSC),
     Reason(r"^Last level [id]TLB", _PROCESSOR),
     Reason(r"^Spectre V", _PROCESSOR),

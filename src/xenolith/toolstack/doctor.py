@@ -279,17 +279,18 @@ class _Bench:
     def on_port_out(self, port: int, size: int, value: int) -> None:
         self.on_failure("out")
 
-    def on_rdtscp(self) -> int:
-        return 0
-
     def on_io_fault(self) -> None:
-        self._exit()
+        self.on_failure("port fault")
 
     def on_cpuid(self) -> None:
         self.on_failure("cpuid")
 
     def on_rdtsc(self) -> int:
         self.on_failure("rdtsc")
+        return 0
+
+    def on_rdtscp(self) -> int:
+        self.on_failure("rdtscp")
         return 0
 
     def on_failure(self, reason: str) -> None:
