@@ -53,7 +53,8 @@ def check_descriptor(descriptor: int) -> int:
     """The descriptor as a guest may have it: privilege 3 for code and data.
 
     A call gate gets privilege 0, so that a call through it always faults; the privilege that it is meant to have is
-    kept in its selector. A descriptor that is not present, or is a call gate's second half, may be anything. Raises XenError(EINVAL) for all other system descriptors, and for call gates into the hypervisor's selectors or with
+    kept in its selector. A descriptor that is not present, or is a call gate's second half, may be anything.
+    Raises XenError(EINVAL) for all other system descriptors, and for call gates into the hypervisor's selectors or with
     reserved bits (xen/arch/x86/pv/descriptor-tables.c has the rules).
     """
     if not descriptor & _PRESENT:
