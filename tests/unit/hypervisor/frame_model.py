@@ -263,9 +263,10 @@ def adjusted(entry: int) -> int:
 
 
 def descriptor(entry: int) -> int:
-    """Of what these tests put into frames only this much can be a descriptor: absent ones, and plain data segments."""
-    if not entry >> 47 & 1:
+    """Of what these tests put into frames, this is all that can be a descriptor that a guest may have."""
+    present, ordinary, kind = entry >> 47 & 1, entry >> 44 & 1, entry >> 40 & 0xF
+    if not present or (kind == 0 and not ordinary):
         return entry
-    if entry >> 44 & 1 and not (entry >> 53 & 1 and entry >> 54 & 1):
+    if ordinary:
         return entry | 3 << 45
-    raise Refused("not a descriptor that a guest may have")
+    raise Refused("a system descriptor")
