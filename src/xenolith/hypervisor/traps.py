@@ -215,7 +215,7 @@ class Traps:
                 self._hv.run_at_most(_BREATH_NS)
         elif vcpu.nmi_pending:
             self._deliver_nmi(vcpu)
-        if self._hv.reschedule or not vcpu.runnable:
+        if vcpu.blocked or self._hv.reschedule or not vcpu.runnable:
             self._hv.engine.stop()
 
     def _deliver_event(self, vcpu: Vcpu) -> None:

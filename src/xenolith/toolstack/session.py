@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Domain
 from xenolith.loader import kernels
 from xenolith.loader.image import KernelImage
+from xenolith.loader.ramdisk import read_ramdisk
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.host import HostLoop, Stalled
 from xenolith.toolstack.machine import Boot, Machine, crashed
@@ -46,30 +46,34 @@ def prepare(config: DomainConfig, progress: Progress) -> Boot:
     kernel = kernels.find(config.kernel, progress)
     image = KernelImage.read(kernel.path)
     if not image.verdict.bootable:
-        raise UserError(f"{kernel.path} cannot be booted: {image.verdict.sentence}", "'xenolith kernels' lists what can be")
-    linux = image.notes.guest_os == "linux"
-    ramdisk: bytes | None = None
+        raise UserError(
+            f"{kernel.path} cannot be booted: {image.verdict.sentence}", "'xenolith kernels' lists what can be"
+        )
+    linux = image.notes is not None and image.notes.is_linux
+    ramdisk: bytes | memoryview | None = None
     if config.ramdisk is not None:
-        ramdisk = _read(config.ramdisk)
+        ramdisk = read_ramdisk(config.ramdisk, linux=linux)
     elif linux:
         ramdisk = _ramdisk(kernel, config, progress)
     if config.command is not None and (config.ramdisk is not None or not linux):
         raise UserError(
             "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
         )
-    if linux and "console=" not in config.cmdline:
-        config.cmdline = f"console=hvc0 {config.cmdline}".rstrip()
+    if linux:
+        config.cmdline = linux_cmdline(config.cmdline, config.vcpus)
     return Boot(config, image, ramdisk)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the ramdisk {path} cannot be read: {error.strerror}", "name a file that can be read") from None
-    if not data:
-        raise UserError(f"the ramdisk {path} is empty", "name an initramfs, or leave --ramdisk out")
-    return data
+def linux_cmdline(given: str, vcpus: int) -> str:
+    """What a Linux guest is told: the user's words, after those that every guest here should have.
+
+    With one vCPU Linux would patch the LOCK prefixes out of its own code, which needs tens of thousands of page-table
+    updates and gains nothing on an emulated processor.
+    """
+    defaults = [] if any(word.startswith("console=") for word in given.split()) else ["console=hvc0"]
+    if vcpus == 1:
+        defaults.append("noreplace-smp")
+    return " ".join([*defaults, given]).rstrip()
 
 
 def _ramdisk(kernel: kernels.Kernel, config: DomainConfig, progress: Progress) -> bytes:
@@ -187,5 +191,3 @@ class Session:
 
     def close(self) -> None:
         self.machine.close()
-
-

@@ -86,14 +86,20 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
 
     `done` is where the number of successful updates is written, unless it is 0. Raises what the failing update raises.
     """
-    before, count = _continued(hv, vcpu, count & 0xFFFF_FFFF, done)
+    count &= 0xFFFF_FFFF
     foreign &= 0xFFFF_FFFF
+    before, count = _continued(hv, vcpu, count, done) if count & _PREEMPTED else (0, count)
     domain = vcpu.domain
     if foreign == DOMID_SELF:
         table_owner, owner_domid = domain, domain.domid
     else:
         table_owner = _table_owner(hv, vcpu, foreign, "mmu_update")
         owner_domid = _frame_owner(hv, vcpu, foreign, table_owner, "mmu_update")
+    if count == 1 and not done and not requests & 7:
+        at = hv.memory.walk(vcpu.kernel_root, requests) >> 3
+        if at & 511 != 511:  # the commonest case by far: one request, within a frame
+            update_entry(hv, vcpu, hv.ram.words[at], hv.ram.words[at + 1], table_owner, owner_domid)
+            return 0
     part = min(count, _PART)
     finished = 0
     try:
@@ -113,8 +119,6 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
 
 def _continued(hv: Hypervisor, vcpu: Vcpu, count: int, done: int) -> tuple[int, int]:
     """How many elements earlier parts of this call have done (as the guest's own counter says), and how many are left."""
-    if not count & _PREEMPTED:
-        return 0, count
     before = int.from_bytes(hv.memory.read(vcpu, done, 4), "little") if done else 0
     return before & 0x7FFF_FFFF, count & ~_PREEMPTED
 
@@ -190,8 +194,9 @@ _OP_BYTES: Final = 24
 @hypercall(HYPERVISOR_mmuext_op)
 def mmuext_op(hv: Hypervisor, vcpu: Vcpu, operations: int, count: int, done: int, foreign: int) -> int:
     """Extended operations (struct mmuext_op): pinning, base pointers, flushes, LDT; stops at the first that fails."""
-    before, count = _continued(hv, vcpu, count & 0xFFFF_FFFF, done)
+    count &= 0xFFFF_FFFF
     foreign &= 0xFFFF
+    before, count = _continued(hv, vcpu, count, done) if count & _PREEMPTED else (0, count)
     if foreign in (DOMID_SELF, vcpu.domain.domid):
         owner = vcpu.domain
     elif foreign >= DOMID_FIRST_RESERVED:

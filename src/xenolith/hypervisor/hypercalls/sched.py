@@ -183,7 +183,7 @@ def vcpu_op(hv: Hypervisor, vcpu: Vcpu, command: int, vcpu_id: int, vaddr: int) 
     """Operations on one vCPU of the calling domain. Raises XenError(ENOENT) for one that does not exist."""
     vcpu_id &= 0xFFFF_FFFF
     if vcpu_id >= len(vcpu.domain.vcpus):
-        raise XenError(ENOENT, f"vCPU {vcpu_id}")
+        raise XenError(ENOENT)  # without words: Linux asks for thousands of vCPUs that are not there
     hv.vcpu_op_target = vcpu.domain.vcpus[vcpu_id]
     return run_operation(hv, vcpu, HYPERVISOR_vcpu_op, command & 0xFFFF_FFFF, vaddr)
 
