@@ -195,13 +195,13 @@ def test_a_bad_entry_at_the_bottom_undoes_everything_above(hv: Bench, domain: Do
 
 def test_a_table_is_shared_by_several_entries(hv: Bench, domain: Domain, mfns: list[int]) -> None:
     l1, l2 = mfns[:2]
-    hv.table(l2, {slot: l1 << 12 | P for slot in range(512)})
+    hv.table(l2, dict.fromkeys(range(512), l1 << 12 | P))
     mmu.pin(hv, domain, l2, TYPE_L2)
     assert (hv.frames.count[l1], hv.frames.type_count[l1]) == (513, 512)
 
 
 def test_an_l4_gets_the_hypervisors_slots_whatever_it_had_there(hv: Bench, domain: Domain, mfns: list[int]) -> None:
-    hv.table(mfns[0], {slot: 0xDEAD_BEEF_F00D_F007 for slot in range(XEN_SLOT_FIRST, XEN_SLOT_LAST + 1)})
+    hv.table(mfns[0], dict.fromkeys(range(XEN_SLOT_FIRST, XEN_SLOT_LAST + 1), 0xDEAD_BEEF_F00D_F007))
     mmu.pin(hv, domain, mfns[0], TYPE_L4)
     entries = {slot: hv.entry(mfns[0], slot) for slot in range(XEN_SLOT_FIRST, XEN_SLOT_LAST + 1)}
     assert {slot for slot, entry in entries.items() if entry} == {256, 260}
@@ -401,12 +401,8 @@ def test_the_hypervisors_slots_are_not_updated(hv: Bench, slot: int) -> None:
     guest = hv.guest()
     before = hv.entry(guest.l4, slot)
     for entry in (0, guest.l3 << 12 | P):
-        action = hv.pagetables.update
-        refused(
-            hv,
-            EINVAL,
-            lambda entry=entry: action(guest.l4 << 12 | slot << 3, entry, TYPE_L4, guest.domain, guest.domain.domid),
-        )
+        arguments = (guest.l4 << 12 | slot << 3, entry, TYPE_L4, guest.domain, guest.domain.domid)
+        refused(hv, EINVAL, lambda arguments=arguments: hv.pagetables.update(*arguments))
     assert hv.entry(guest.l4, slot) == before
 
 
