@@ -54,6 +54,7 @@ _CLFLUSH_LINE: Final = 0x0800
 _ADDRESS_WIDTHS: Final = 48 << 8 | 46
 """Bits of linear and of physical addresses."""
 _MACHINE_ADDRESS_BITS: Final = 46
+"""Bits of the highest machine address, unless the machine says how large it is: above 44, Linux wants grants of v2."""
 _INVARIANT_TSC: Final = 1 << 8
 _ONE_CORE: Final = 0x0000_3FFF
 """Of EAX of a cache leaf: all but the counts of cores and threads that share the cache."""
@@ -107,8 +108,11 @@ class CpuidPolicy:
     With `repeatable` there is no RDRAND, whose numbers would differ from run to run.
     """
 
-    def __init__(self, engine: Engine, domain: Domain, repeatable: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, domain: Domain, repeatable: bool = False, address_bits: int = _MACHINE_ADDRESS_BITS
+    ) -> None:
         self._engine = engine
+        self._address_bits = address_bits
         self._shown_1_ecx = _SHOWN_1_ECX & ~_RDRAND if repeatable else _SHOWN_1_ECX
         self.domain = domain
         self._answers: dict[tuple[int, int], Leaf] = {}
@@ -178,7 +182,7 @@ class CpuidPolicy:
         return _XEN_TIME[subleaf] if subleaf < len(_XEN_TIME) else NOTHING
 
     def _xen_pv(self, subleaf: int) -> Leaf:
-        return (0, _MACHINE_ADDRESS_BITS, 0, 0) if subleaf == 0 else NOTHING
+        return (0, self._address_bits, 0, 0) if subleaf == 0 else NOTHING
 
 
 def _words(text: bytes) -> Leaf:

@@ -293,9 +293,15 @@ class EventChannels:
         if pirq in self._pirqs:
             raise XenError(EEXIST, f"PIRQ {pirq} is bound")
         channel = self._allocate()
-        self.bind_irq(pirq, will_share)
         self._bind(channel, EVTCHNSTAT_pirq, number=pirq)
+        # Binding may deliver an edge that came before: the port must be there to take it.
         self._pirqs[pirq] = channel
+        try:
+            self.bind_irq(pirq, will_share)
+        except XenError:
+            del self._pirqs[pirq]
+            channel.state = EVTCHNSTAT_closed
+            raise
         return channel.port
 
     def bind_vcpu(self, port: int, vcpu_id: int) -> None:

@@ -91,7 +91,13 @@ class GuestMemory:
 
     def write(self, vcpu: Vcpu, vaddr: int, data: bytes) -> None:
         """Copy out. Raises XenError(EFAULT); pages before the bad one have been written, as with Xen's copies."""
-        root = self.root_of(vcpu)
+        self._write(self.root_of(vcpu), vaddr, data)
+
+    def write_kernel(self, vcpu: Vcpu, vaddr: int, data: bytes) -> None:
+        """Copy out under the kernel's page tables, in whichever mode the vCPU is. Raises XenError(EFAULT)."""
+        self._write(vcpu.kernel_root, vaddr, data)
+
+    def _write(self, root: int, vaddr: int, data: bytes) -> None:
         at, size = 0, len(data)
         while at < size:
             maddr = self.walk(root, vaddr, _PRESENT_RW)

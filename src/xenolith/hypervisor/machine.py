@@ -280,7 +280,9 @@ class Hypervisor:
 
     def cpuid_for(self, domain: Domain) -> CpuidPolicy:
         if domain.domid not in self._cpuid:
-            self._cpuid[domain.domid] = CpuidPolicy(self.engine, domain, self.clock.virtual)
+            self._cpuid[domain.domid] = CpuidPolicy(
+                self.engine, domain, self.clock.virtual, (self.frames.total - 1).bit_length() + 12
+            )
         return self._cpuid[domain.domid]
 
     def cr2_of(self, vcpu: Vcpu) -> int:

@@ -52,6 +52,18 @@ class Timekeeping:
         words[at + 2] = now
         words[at + 3] = _MUL | _SHIFT << 32 | XEN_PVCLOCK_TSC_STABLE_BIT << 40
         words[at] = vcpu.time_version
+        if vcpu.time_area_vaddr:
+            self._copy_vcpu_time(vcpu, at)
+
+    def _copy_vcpu_time(self, vcpu: Vcpu, at: int) -> None:
+        """Keep the guest's second record in step; one that is not mapped any more is left alone."""
+        words = self._hv.ram.words
+        record = [words[at] | 1, words[at + 1], words[at + 2], words[at + 3]]
+        try:
+            self._hv.memory.write_kernel(vcpu, vcpu.time_area_vaddr, _packed(record))
+            self._hv.memory.write_kernel(vcpu, vcpu.time_area_vaddr, _packed([words[at]]))
+        except XenError as error:
+            self._hv.note_refusal(vcpu, -1, error)
 
     def update_wall_clock(self, domain: Domain) -> None:
         """Write the wall clock at system time zero (seconds and nanoseconds since 1970) into the shared page."""
@@ -124,10 +136,14 @@ class Timekeeping:
         flagged = vcpu.domain.vm_assist >> VMASST_TYPE_runstate_update_flag & 1
         try:
             if flagged:
-                self._hv.memory.write_u64(vcpu, area + 8, words[1] | XEN_RUNSTATE_UPDATE)
-            self._hv.memory.write(vcpu, area, b"".join(word.to_bytes(8, "little") for word in words))
+                self._hv.memory.write_kernel(vcpu, area + 8, _packed([words[1] | XEN_RUNSTATE_UPDATE]))
+            self._hv.memory.write_kernel(vcpu, area, _packed(words))
         except XenError as error:
             self._hv.note_refusal(vcpu, -1, error)
+
+
+def _packed(words: list[int]) -> bytes:
+    return b"".join(word.to_bytes(8, "little") for word in words)
 
 
 def _deadline_of(vcpu: Vcpu) -> int:

@@ -94,6 +94,8 @@ class Vcpu:
     """For a native domain: what looks at its events. It is called in the machine's own turn, never inside an exit."""
     info_registered: bool = False
     time_version: int = 0
+    time_area_vaddr: int = 0
+    """Where the guest wants a second clock record, for its user space; 0 for nowhere."""
     runstate: Runstate = field(default_factory=Runstate)
     periodic_ns: int = 0
     periodic_next_ns: int = 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EEXIST, EINVAL, ENOENT, ENOSYS, ETIME, XenError
+from xenolith.abi.errno import EEXIST, EINVAL, ENOENT, ETIME, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_sched_op, HYPERVISOR_set_timer_op, HYPERVISOR_vcpu_op
 from xenolith.abi.sched import (
+    SHUTDOWN_MAX,
     SCHEDOP_block,
     SCHEDOP_pin_override,
     SCHEDOP_poll,
@@ -15,7 +16,6 @@ from xenolith.abi.sched import (
     SCHEDOP_shutdown_code,
     SCHEDOP_watchdog,
     SCHEDOP_yield,
-    SHUTDOWN_MAX,
     SchedPinOverride,
     SchedPoll,
     SchedRemoteShutdown,
@@ -24,6 +24,7 @@ from xenolith.abi.sched import (
 )
 from xenolith.abi.vcpu import (
     VCPU_SSHOTTMR_future,
+    VcpuGuestContext,
     VCPUOP_down,
     VCPUOP_get_physid,
     VCPUOP_get_runstate_info,
@@ -38,8 +39,8 @@ from xenolith.abi.vcpu import (
     VCPUOP_stop_periodic_timer,
     VCPUOP_stop_singleshot_timer,
     VCPUOP_up,
-    VcpuGuestContext,
     VcpuRegisterRunstateMemoryArea,
+    VcpuRegisterTimeMemoryArea,
     VcpuRegisterVcpuInfo,
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
@@ -57,6 +58,7 @@ _LONGEST_PERIOD_NS: Final = (1 << 63) - 1
 _FAR_FUTURE_NS: Final = 1 << 50
 _CLIPPED_TIMEOUT_NS: Final = 100_000_000
 _INFO_BYTES: Final = 64
+_TIME_BYTES: Final = 32
 _MAX_POLL_PORTS: Final = 128
 _WATCHDOGS: Final = 2
 
@@ -111,7 +113,8 @@ def poll(hv: Hypervisor, vcpu: Vcpu, argument: SchedPoll) -> int:
     data = hv.memory.read(vcpu, argument.ports, argument.nr_ports * 4) if argument.nr_ports else b""
     ports = tuple(memoryview(data).cast("I"))
     events = vcpu.domain.events
-    if any([events.is_pending(port) for port in ports]):  # a list: every port is checked
+    pending = [events.is_pending(port) for port in ports]
+    if any(pending):
         return 0
     if argument.timeout and argument.timeout <= hv.now_ns():
         return 0
@@ -243,11 +246,14 @@ def register_runstate_memory_area(hv: Hypervisor, vcpu: Vcpu, argument: VcpuRegi
     return 0
 
 
-@operation(HYPERVISOR_vcpu_op, VCPUOP_register_vcpu_time_memory_area, raw=True)
-def register_vcpu_time_memory_area(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
-    """The secondary clock record serves guests whose user space reads it; Xen offers it, this machine does not yet."""
-    hv.count_unimplemented(HYPERVISOR_vcpu_op, VCPUOP_register_vcpu_time_memory_area)
-    raise XenError(ENOSYS)
+@operation(HYPERVISOR_vcpu_op, VCPUOP_register_vcpu_time_memory_area)
+def register_vcpu_time_memory_area(hv: Hypervisor, vcpu: Vcpu, argument: VcpuRegisterTimeMemoryArea) -> int:
+    """Keep a second clock record of the vCPU at a guest virtual address. Raises XenError(EFAULT)."""
+    target = hv.vcpu_op_target
+    hv.memory.write(vcpu, argument.addr.v, bytes(_TIME_BYTES))
+    target.time_area_vaddr = argument.addr.v
+    hv.timekeeping.update_vcpu_time(target)
+    return 0
 
 
 @operation(HYPERVISOR_vcpu_op, VCPUOP_set_periodic_timer)
