@@ -12,7 +12,7 @@ TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-c
 
 help:
 	@echo 'make run      boot a machine; this terminal is its console (Ctrl-] leaves it). More options: make run ARGS="--memory 1GiB"'
-	@echo 'make test     run every check: ruff, mypy, layers, pytest'
+	@echo 'make test     run every check: ruff, mypy, pytest'
 	@echo 'make lint     the checks without pytest'
 	@echo 'make bench    measure Xenolith against QEMU and Xen (needs qemu-system-x86)'
 	@echo 'make docs     write the generated documents anew'
@@ -26,7 +26,7 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	@tools/pull_test_kernels $(BIN)/xenolith $(TEST_KERNELS)
-	@tools/check $(BIN) ruff format mypy layers pytest
+	@tools/check $(BIN) ruff format mypy pytest
 
 lint: $(VENV)/installed-dev
 	@tools/check $(BIN) ruff format mypy layers
