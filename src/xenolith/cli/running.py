@@ -24,15 +24,17 @@ LEAVE_KEY: Final = b"\x1d"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _OPTIONS: Final = (
-    click.option("--ramdisk", type=click.Path(path_type=Path), metavar="R", help="The initramfs; without one it is made."),
+    click.option("--ramdisk", type=click.Path(path_type=Path), metavar="R", help="The initramfs; if none, it is made."),
     click.option("--cmdline", metavar="C", help="More for the kernel's command line."),
     click.option("--memory", metavar="SIZE", help="Memory of the domain, as in 512MiB."),
     click.option("--vcpus", type=int, metavar="N", help="Virtual processors of the domain."),
     click.option("--exec", "shell_command", metavar="CMD", help="Run this shell command in the guest and power off."),
     click.option("--timeout", type=float, metavar="S", help="End after this many seconds, with exit status 6."),
     click.option("--clock", type=click.Choice(["host", "virtual"]), help="Time that passes, or time that is worked."),
-    click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write what happens, a JSON line each."),
-    click.option("--symbols", type=click.Path(path_type=Path), metavar="FILE", help="System.map or vmlinux, for reports."),
+    click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write what happens, one JSON a line."),
+    click.option(
+        "--symbols", type=click.Path(path_type=Path), metavar="FILE", help="System.map or vmlinux for reports."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Tell how it ended as JSON; the console goes to stderr."),
 )
 

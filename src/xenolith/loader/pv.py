@@ -10,7 +10,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from xenolith.abi.start_info import MAGIC, MAX_GUEST_CMDLINE, SIF_INITDOMAIN, SIF_MOD_START_PFN, StartInfo
+from xenolith.abi.start_info import (
+    MAGIC,
+    MAX_GUEST_CMDLINE,
+    SIF_INITDOMAIN,
+    SIF_MOD_START_PFN,
+    SIF_VIRT_P2M_4TOOLS,
+    StartInfo,
+)
 from xenolith.abi.types import PAGE_SHIFT, PAGE_SIZE, Mfn, Pfn, Vaddr
 from xenolith.abi.x86_64 import (
     HYPERVISOR_VIRT_END,
@@ -49,10 +56,11 @@ U64Array = npt.NDArray[np.uint64]
 class PvSpec:
     """What a guest is to be started with.
 
-    `memory_frames` frames of memory, all there from the start. `flags` are SIF_* (SIF_MOD_START_PFN is added where it
-    applies). A guest without SIF_INITDOMAIN gets a xenstore and a console ring page with the two event channel
-    ports; one with it gets `vga`, the bytes of a Dom0VgaConsoleInfo, if any. `nx` marks what holds no code as not
-    executable, which every Xen allows and an emulating engine rewards; without it everything is executable.
+    `memory_frames` frames of memory, all there from the start. `flags` are SIF_* (SIF_MOD_START_PFN and, as
+    libxenguest does for all that it builds, SIF_VIRT_P2M_4TOOLS are added where they apply). A guest without
+    SIF_INITDOMAIN gets a xenstore and a console ring page with the two event channel ports; one with it gets `vga`,
+    the bytes of a Dom0VgaConsoleInfo, if any. `nx` marks what holds no code as not executable, which every Xen allows
+    and an emulating engine rewards; without it everything is executable.
     """
 
     image: KernelImage
@@ -432,7 +440,7 @@ def _write_start_info(spec: PvSpec, layout: PvLayout, guest: _GuestMemory, share
     info.magic = MAGIC
     info.nr_pages = spec.memory_frames
     info.shared_info = shared_info_mfn << PAGE_SHIFT
-    info.flags = spec.flags
+    info.flags = spec.flags | (SIF_VIRT_P2M_4TOOLS if spec.has_rings else 0)
     if layout.store_pfn is not None and layout.console_pfn is not None:
         info.store_mfn, info.store_evtchn = guest.mfn(layout.store_pfn), spec.store_port
         info.console.domU.mfn, info.console.domU.evtchn = guest.mfn(layout.console_pfn), spec.console_port

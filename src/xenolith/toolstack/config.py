@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,19 @@ from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability
 
 _SIZE: Final = re.compile(r"(\d+)\s*(|B|KiB|MiB|GiB|K|M|G|kB|KB|MB|GB)", re.IGNORECASE)
-_UNITS: Final = {"": 20, "b": 0, "kib": 10, "k": 10, "kb": 10, "mib": 20, "m": 20, "mb": 20, "gib": 30, "g": 30, "gb": 30}
+_UNITS: Final = {
+    "": 20,
+    "b": 0,
+    "kib": 10,
+    "k": 10,
+    "kb": 10,
+    "mib": 20,
+    "m": 20,
+    "mb": 20,
+    "gib": 30,
+    "g": 30,
+    "gb": 30,
+}
 MIN_MEMORY: Final = 1 << 20
 MAX_MEMORY: Final = 1 << 40
 MAX_VCPUS: Final = 8
@@ -23,7 +35,7 @@ CLOCKS: Final = ("host", "virtual")
 
 
 def parse_size(text: str | int, what: str = "memory") -> int:
-    """Bytes of "512MiB", "1G" or a plain number of MiB. UserError for anything else, or beyond what a machine can have."""
+    """Bytes of "512MiB", "1G" or a plain number of MiB. UserError for anything else, or what no machine can have."""
     match = _SIZE.fullmatch(str(text).strip())
     if match is None:
         raise UserError(f"'{text}' is no amount of memory ({what})", "write a number with MiB or GiB, as in 512MiB")
@@ -106,13 +118,13 @@ def _whole(value: Any) -> int:
 
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError("an amount of memory such as \"512MiB\"")
+        raise TypeError('an amount of memory such as "512MiB"')
     return parse_size(value)
 
 
 def _capabilities(value: Any) -> Capability:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise TypeError("a list of names such as [\"control\", \"hardware\"]")
+        raise TypeError('a list of names such as ["control", "hardware"]')
     result = Capability.NONE
     for name in value:
         if name.upper() not in Capability.__members__:
@@ -208,7 +220,7 @@ def _fill(
     name: str,
     table: dict[str, Any],
     target: object,
-    keys: dict[str, tuple[str, Callable[[Any], Any]]],
+    keys: Mapping[str, tuple[str, Callable[[Any], Any]]],
 ) -> None:
     _require_keys(source, name, table, tuple(keys))
     for key, value in table.items():

@@ -68,7 +68,7 @@ class HostLoop:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    # -- for the hypervisor --------------------------------------------------------------------------------------------------
+    # -- for the hypervisor -------------------------------------------------------------------------------------------
 
     def poll(self) -> None:
         self._deadline = None
@@ -87,7 +87,7 @@ class HostLoop:
             if not self._inbox and timeout > 0:
                 self._arrived.wait(timeout)
 
-    # -- the thread ----------------------------------------------------------------------------------------------------------
+    # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from xenolith.abi.errno import XenError
-from xenolith.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_watchdog
 from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
 from xenolith.backends.console import ConsoleRing
-from xenolith.backends.console_domain import ConsoleService
 from xenolith.cpu.unicorn import UnicornEngine
 from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability, Domain
@@ -25,6 +24,7 @@ from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
 from xenolith.machine.ram import Ram
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
+from xenolith.toolstack.native_services import NativeServices
 
 if TYPE_CHECKING:
     from xenolith.machine.clock import Clock
@@ -44,7 +44,7 @@ class Boot:
 
     config: DomainConfig
     image: KernelImage
-    ramdisk: bytes | None
+    ramdisk: bytes | memoryview | None
 
 
 class Machine:
@@ -83,7 +83,7 @@ class Machine:
         self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc)
         self.hv.console_sink = self._hypervisor_console
         self.hv.console_source = self._take_typed
-        self._consoles: ConsoleService | None = None
+        self._services: NativeServices | None = None
 
     def _build_pc(self, memory: int) -> Pc:
         from xenolith.machine.pc import Pc
@@ -97,13 +97,12 @@ class Machine:
             lambda: self.hv.power("reboot"),
         )
 
-    # -- domains --------------------------------------------------------------------------------------------------------------
+    # -- domains ------------------------------------------------------------------------------------------------------
 
     def start(self, boot: Boot) -> Domain:
         """Build a domain and let it run. UserError if the image does not fit, or breaks a rule of the ABI."""
         config = boot.config
         frames = config.memory >> 12
-        privileged = bool(config.capabilities & (Capability.CONTROL | Capability.HARDWARE))
         spec = pv.PvSpec(
             image=boot.image,
             memory_frames=frames,
@@ -112,15 +111,12 @@ class Machine:
             flags=_flags(config.capabilities),
         )
         layout = pv.plan(spec)
-        if not privileged and self._consoles is None:
-            self._consoles = ConsoleService(self.hv)
+        services = self._native_services() if spec.has_rings else None
         domain = self.hv.create_domain(config.name, frames, config.vcpus, config.capabilities)
         domain.weight = config.weight
         self._sinks[domain.domid] = self._console(config.name)
-        if not privileged:
-            assert self._consoles is not None
-            port = domain.events.alloc_unbound(self._consoles.domain.domid)
-            spec = pv.PvSpec(spec.image, frames, spec.ramdisk, spec.cmdline, spec.flags, console_port=port)
+        if services is not None:
+            spec = replace(spec, store_port=services.store_port(domain), console_port=services.console_port(domain))
         p2m = self._populate(domain, frames)
         try:
             day = pv.build(spec, layout, p2m, self.ram.bytes, domain.shared_info_mfn)
@@ -129,13 +125,16 @@ class Machine:
             raise UserError(
                 f"{config.name} cannot be started: {error.reason or error}", "this is a bug of Xenolith"
             ) from error
-        if not privileged and day.console_mfn is not None:
-            assert self._consoles is not None
-            domain.grants.grant(GNTTAB_RESERVED_CONSOLE, self._consoles.domain.domid, day.console_mfn)
-            self._rings[domain.domid] = self._consoles.attach(domain, port, self._sinks[domain.domid])
+        if services is not None:
+            self._rings[domain.domid] = services.attach(domain, spec, day, self._sinks[domain.domid])
         return domain
 
-    def _populate(self, domain: Domain, frames: int) -> np.ndarray:  # type: ignore[type-arg]
+    def _native_services(self) -> NativeServices:
+        if self._services is None:
+            self._services = NativeServices(self.hv)
+        return self._services
+
+    def _populate(self, domain: Domain, frames: int) -> npt.NDArray[np.uint64]:
         try:
             mfns = np.array(self.hv.frames.allocate(domain.domid, frames), dtype=np.uint64)
         except XenError:
@@ -146,7 +145,7 @@ class Machine:
         np.frombuffer(self.hv.m2p, dtype=np.uint64)[mfns.astype(np.int64)] = np.arange(frames, dtype=np.uint64)
         return mfns
 
-    # -- consoles -------------------------------------------------------------------------------------------------------------
+    # -- consoles -----------------------------------------------------------------------------------------------------
 
     def _hypervisor_console(self, domain: Domain, data: bytes) -> None:
         sink = self._sinks.get(domain.domid)
@@ -170,7 +169,7 @@ class Machine:
         del self._typed[:limit]
         return data
 
-    # -- running --------------------------------------------------------------------------------------------------------------
+    # -- running ------------------------------------------------------------------------------------------------------
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Run until the power goes, no domain is left to run, or `stopped()`."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.loader.elf_maker import Load, Section, make_elf, pv_notes
-from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_MOD_START_PFN, SIF_PRIVILEGED, StartInfo
+from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_MOD_START_PFN, SIF_PRIVILEGED, SIF_VIRT_P2M_4TOOLS, StartInfo
 from xenolith.abi.types import PAGE_SIZE
 from xenolith.abi.x86_64 import PAGE_NX, PAGE_PRESENT, PAGE_RW, PTE_ADDR_MASK
 from xenolith.errors import UserError
@@ -169,7 +169,7 @@ def test_start_info_of_a_guest(read: Read) -> None:
     assert layout.ramdisk is not None
     assert info.magic == b"xen-3.0-x86_64"
     assert (info.nr_pages, info.shared_info) == (16 * MIB, SHARED_INFO_MFN << 12)
-    assert info.flags == SIF_MOD_START_PFN
+    assert info.flags == SIF_MOD_START_PFN | SIF_VIRT_P2M_4TOOLS
     assert (info.store_mfn, info.store_evtchn) == (guest.start.store_mfn, 1)
     assert (info.console.domU.mfn, info.console.domU.evtchn) == (guest.start.console_mfn, 2)
     assert guest.start.store_mfn == guest.p2m[layout.store_pfn]
@@ -274,7 +274,7 @@ def test_an_unmapped_ramdisk(read: Read) -> None:
 def test_an_empty_ramdisk_is_none(read: Read) -> None:
     guest = build_spec(PvSpec(read(linux()), 16 * MIB, b""))
     assert guest.layout.ramdisk is None
-    assert (guest.info.mod_start, guest.info.mod_len, guest.info.flags) == (0, 0, 0)
+    assert (guest.info.mod_start, guest.info.mod_len, guest.info.flags) == (0, 0, SIF_VIRT_P2M_4TOOLS)
 
 
 def test_the_hypercall_page(read: Read) -> None:
