@@ -60,12 +60,12 @@ class FrameTable:
         self.type_counts: npt.NDArray[np.uint32] = np.zeros(self.total, np.uint32)
         self.all_flags: npt.NDArray[np.uint8] = np.zeros(self.total, np.uint8)
         self.stale_epochs: npt.NDArray[np.uint64] = np.zeros(self.total, np.uint64)
-        self.owner = memoryview(self.owners)
-        self.count = memoryview(self.counts)
-        self.type = memoryview(self.types)
-        self.type_count = memoryview(self.type_counts)
-        self.flags = memoryview(self.all_flags)
-        self.stale_epoch = memoryview(self.stale_epochs)
+        self.owner = self.owners.data
+        self.count = self.counts.data
+        self.type = self.types.data
+        self.type_count = self.type_counts.data
+        self.flags = self.all_flags.data
+        self.stale_epoch = self.stale_epochs.data
         self.epoch = 1
         self.free_frames = 0
         self._pool: list[int] = []
@@ -96,10 +96,10 @@ class FrameTable:
 
     def _take(self, count: int) -> list[int]:
         if count > _REFILL:
-            taken = np.flatnonzero(self.owners == NOBODY)[:count].tolist()
             self._pool.clear()
-            return taken
-        taken = []
+            first: list[int] = np.flatnonzero(self.owners == NOBODY)[:count].tolist()
+            return first
+        taken: list[int] = []
         while len(taken) < count:
             if not self._pool:
                 self._refill()

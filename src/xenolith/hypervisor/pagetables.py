@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from xenolith.abi.errno import EINVAL, EPERM, XenError
 from xenolith.abi.types import DOMID_IO
@@ -27,8 +28,7 @@ from xenolith.hypervisor.frames import (
     TYPE_WRITABLE,
     FrameTable,
 )
-from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, GuestMemory
-from xenolith.hypervisor.vcpu import Vcpu
+from xenolith.hypervisor.guest_memory import GuestMemory
 
 PRESENT: Final = 1
 RW: Final = 2
@@ -139,7 +139,9 @@ class PageTables:
         if len(found) <= _FEW or not self._validate_l1_at_once(entries, found, domain):
             self._validate_l1_singly(base, found.tolist(), domain)
 
-    def _validate_l1_at_once(self, entries: np.ndarray, found: np.ndarray, domain: Domain) -> bool:  # type: ignore[type-arg]
+    def _validate_l1_at_once(
+        self, entries: npt.NDArray[np.uint64], found: npt.NDArray[np.intp], domain: Domain
+    ) -> bool:
         """Accept all present entries together, or none and say so by False."""
         frames = self._frames
         values = entries[found]
@@ -210,7 +212,9 @@ class PageTables:
         """
         frames = self._frames
         if entry & self.l1_disallowed(domain):
-            raise XenError(EINVAL, f"L1e {entry:#x} has flags {entry & self.l1_disallowed(domain):#x} that are not allowed")
+            raise XenError(
+                EINVAL, f"L1e {entry:#x} has flags {entry & self.l1_disallowed(domain):#x} that are not allowed"
+            )
         mfn = (entry & ADDRESS) >> 12
         if mfn >= frames.total or frames.owner[mfn] == NOT_RAM:
             self._check_device_memory(entry, mfn, domain)
@@ -254,9 +258,7 @@ class PageTables:
 
     def _get_table_entry(self, entry: int, table_mfn: int, kind: int, domain: Domain) -> None:
         if entry & _TABLE_DISALLOWED:
-            raise XenError(
-                EINVAL, f"L{kind}e {entry:#x} has flags {entry & _TABLE_DISALLOWED:#x} that are not allowed"
-            )
+            raise XenError(EINVAL, f"L{kind}e {entry:#x} has flags {entry & _TABLE_DISALLOWED:#x} that are not allowed")
         mfn = (entry & ADDRESS) >> 12
         frames = self._frames
         if mfn < frames.total and frames.type_count[mfn] and frames.type[mfn] == kind:
@@ -294,7 +296,9 @@ class PageTables:
 
     # -- updates ------------------------------------------------------------------------------------------------------
 
-    def update(self, maddr: int, new: int, kind: int, domain: Domain, owner_domid: int, preserve_ad: bool = False) -> None:
+    def update(
+        self, maddr: int, new: int, kind: int, domain: Domain, owner_domid: int, preserve_ad: bool = False
+    ) -> None:
         """Replace the entry at machine address `maddr` of a validated table of `domain`.
 
         `owner_domid` is whose frames an L1 entry may map. Raises XenError(EINVAL or EPERM) and changes nothing.
@@ -378,25 +382,8 @@ class PageTables:
         self._words[pte_maddr >> 3] = replacement_l1e
         self._frames.flush()
 
-    def _grant_vaddr(self, vcpu: Vcpu, vaddr: int) -> int:
-        maddr = 0
-        if not CANONICAL_LOW_END <= vaddr < HYPERVISOR_END:
-            maddr = self._memory.l1e_maddr(vcpu.kernel_root, vaddr)
-        if not maddr:
-            raise XenError(EINVAL, f"no L1 table maps {vaddr:#x}")
-        return maddr
-
-    def map_grant_vaddr(self, vcpu: Vcpu, vaddr: int, l1e: int) -> None:
-        """`map_grant_pte` for the entry that maps a virtual address of the vCPU's kernel."""
-        self.map_grant_pte(vcpu.domain, self._grant_vaddr(vcpu, vaddr), l1e)
-
-    def unmap_grant_vaddr(self, vcpu: Vcpu, vaddr: int, mfn: int, replacement_l1e: int) -> None:
-        """`unmap_grant_pte` for the entry that maps a virtual address of the vCPU's kernel."""
-        self.unmap_grant_pte(vcpu.domain, self._grant_vaddr(vcpu, vaddr), mfn, replacement_l1e)
-
 
 def _count_down(counter: Counter[int], key: int) -> None:
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]
-

@@ -583,7 +583,9 @@ class FramesAndTables(RuleBasedStateMachine):
                         raise Refused("in use, or not the domain's")
                     self.model.release(mfn)
 
-        if self.both(lambda: memory.exchange(self.hv, domain.vcpus[0], argument), expected):
+        at = 2048
+        self.hv.memory.write_machine(self.scratch << 12 | at, argument.to_bytes())
+        if self.both(lambda: memory.exchange(self.hv, domain.vcpus[0], at), expected):
             first = self.hv.entry(self.scratch, 64)
             fresh = list(range(first, first + len(given)))
             self.model.allocated(fresh, domain.domid)

@@ -9,6 +9,9 @@ from xenolith.abi.hypercalls import HYPERVISOR_memory_op
 from xenolith.abi.memory import (
     MEMOP_CMD_MASK,
     MEMOP_EXTENT_SHIFT,
+    XenAddToPhysmap,
+    XenMachphysMapping,
+    XenMachphysMfnList,
     XENMEM_add_to_physmap,
     XENMEM_current_reservation,
     XENMEM_decrease_reservation,
@@ -23,9 +26,6 @@ from xenolith.abi.memory import (
     XENMEM_maximum_reservation,
     XENMEM_memory_map,
     XENMEM_populate_physmap,
-    XenAddToPhysmap,
-    XenMachphysMapping,
-    XenMachphysMfnList,
     XenMemoryDomain,
     XenMemoryExchange,
     XenMemoryMap,
@@ -35,7 +35,7 @@ from xenolith.abi.types import Struct
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.frames import FLAG_ALLOCATED, FLAG_PINNED
 from xenolith.hypervisor.hypercalls.mmu import unpin
-from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
+from xenolith.hypervisor.hypercalls.table import Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -45,13 +45,19 @@ _MAX_ORDER_SELF: Final = 9
 _MAX_ORDER_PRIVILEGED: Final = 18
 _RESERVATION_OPERATIONS: Final = (XENMEM_increase_reservation, XENMEM_decrease_reservation, XENMEM_populate_physmap)
 _INVALID_M2P: Final = 0xFFFF_FFFF_FFFF_FFFF
+_ADDRESS_BITS: Final = 0xFF
+"""Of mem_flags (XENMEMF_get_address_bits): all frames lie below 2**bits bytes; 0 for anywhere."""
+_MOST_EXTENTS: Final = (1 << 64) - 1 >> MEMOP_EXTENT_SHIFT
+_MOST_FRAMES: Final = 1 << 40
+_EXTENTS_IN_A_PART: Final = 1024
+_CHUNKS_IN_A_PART: Final = 64
+_NR_EXCHANGED: Final[int] = XenMemoryExchange.nr_exchanged.offset  # type: ignore[attr-defined]
 
 
 @hypercall(HYPERVISOR_memory_op)
 def memory_op(hv: Hypervisor, vcpu: Vcpu, command: int, vaddr: int) -> int:
     """Dispatch by the low six bits; the rest is the extent at which a continued call goes on."""
-    start = (command & 0xFFFF_FFFF) >> MEMOP_EXTENT_SHIFT
-    command = command & MEMOP_CMD_MASK
+    start, command = command >> MEMOP_EXTENT_SHIFT, command & MEMOP_CMD_MASK
     if command in _RESERVATION_OPERATIONS:
         return _reservation(hv, vcpu, command, start, vaddr)
     if start and command != XENMEM_exchange:
@@ -65,7 +71,7 @@ def _target(hv: Hypervisor, vcpu: Vcpu, domid: int, action: str) -> Domain:
     return domain
 
 
-# -- reservations: returns how many extents were done -----------------------------------------------------------------
+# -- reservations: returns how many extents were done ------------------------------------------------------------------
 
 
 def _reservation(hv: Hypervisor, vcpu: Vcpu, command: int, start: int, vaddr: int) -> int:
@@ -75,7 +81,7 @@ def _reservation(hv: Hypervisor, vcpu: Vcpu, command: int, start: int, vaddr: in
         return start
     limit = _MAX_ORDER_PRIVILEGED if vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
     count, order = argument.nr_extents, argument.extent_order
-    if count > (1 << 58) or start >= count and count or order > limit:
+    if count > _MOST_EXTENTS or start >= count or order > limit:
         return start
     try:
         domain = _target(hv, vcpu, argument.domid, "memory_op")
@@ -88,22 +94,29 @@ def _reservation(hv: Hypervisor, vcpu: Vcpu, command: int, start: int, vaddr: in
         XENMEM_decrease_reservation: _decrease,
         XENMEM_populate_physmap: _populate,
     }[command]
-    done = start
+    done, part_end = start, min(count, start + _EXTENTS_IN_A_PART)
     try:
-        while done < count:
+        while done < part_end:
             step(hv, vcpu, domain, argument, argument.extent_start + done * 8)
             done += 1
     except XenError as error:
         hv.note_refusal(vcpu, HYPERVISOR_memory_op, error)
+        return done
+    if done < count:
+        raise Continuation(command | done << MEMOP_EXTENT_SHIFT, vaddr)
     return done
 
 
-def _allocate(hv: Hypervisor, domain: Domain, order: int, mem_flags: int = 0) -> list[int]:
+def _allocate(hv: Hypervisor, domain: Domain, order: int, mem_flags: int) -> list[int]:
     """2**order adjacent frames for the domain, within its limit. Raises XenError(ENOMEM or EINVAL)."""
     if domain.tot_frames + (1 << order) > domain.max_frames or domain.is_dying:
         raise XenError(EINVAL, f"domain {domain.domid} has {domain.tot_frames} of at most {domain.max_frames} frames")
-    bits = mem_flags & 0xFF
-    highest = (1 << (bits - 12)) - 1 if 12 < bits < 64 else hv.frames.total
+    return _take(hv, domain, order, mem_flags)
+
+
+def _take(hv: Hypervisor, domain: Domain, order: int, mem_flags: int) -> list[int]:
+    bits = mem_flags & _ADDRESS_BITS
+    highest = (1 << bits >> 12) - 1 if bits else hv.frames.total
     if order or highest < hv.frames.total:
         mfns = hv.frames.allocate_contiguous(domain.domid, order, highest)
     else:
@@ -151,68 +164,80 @@ def give_back(hv: Hypervisor, domain: Domain, mfn: int) -> None:
 # -- exchange ----------------------------------------------------------------------------------------------------------
 
 
-@operation(HYPERVISOR_memory_op, XENMEM_exchange, copy_back=True)
-def exchange(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryExchange) -> int:
+@operation(HYPERVISOR_memory_op, XENMEM_exchange, raw=True)
+def exchange(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
     """Give frames back and get others that are adjacent, or below an address; the pfns keep their meaning.
 
-    Raises XenError: EINVAL for sizes that do not match, EPERM for large extents, ENOMEM.
+    How many extents were exchanged is written back in any case. Raises XenError: EINVAL for sizes that do not match or
+    frames that cannot be given, EPERM for large extents, ENOMEM, EFAULT.
     """
+    argument = XenMemoryExchange.from_bytes(hv.memory.read(vcpu, vaddr, XenMemoryExchange.sizeof()))
     source, target = argument.in_, argument.out
     if source.domid != target.domid or argument.nr_exchanged > source.nr_extents:
-        raise XenError(EINVAL)
-    if max(source.extent_order, target.extent_order) > _MAX_ORDER_PRIVILEGED:
-        raise XenError(EPERM, "extents too large")
-    limit = (
-        _MAX_ORDER_PRIVILEGED if vcpu.domain.iomem_ranges or vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
-    )
-    if max(source.extent_order, target.extent_order) > limit:
+        raise XenError(EINVAL, "more was exchanged than there is, or between two domains")
+    privileged = vcpu.domain.iomem_ranges or vcpu.domain.can(Capability.CONTROL)
+    if max(source.extent_order, target.extent_order) > (_MAX_ORDER_PRIVILEGED if privileged else _MAX_ORDER_SELF):
         raise XenError(EPERM, "extents too large")
     total = source.nr_extents << source.extent_order
-    if source.nr_extents > 1 << 40 or target.nr_extents > 1 << 40 or total != target.nr_extents << target.extent_order:
+    if total > _MOST_FRAMES or total != target.nr_extents << target.extent_order:
         raise XenError(EINVAL, "sizes in and out differ")
     domain = _target(hv, vcpu, source.domid, "XENMEM_exchange")
     chunk = max(source.extent_order, target.extent_order)
     ins, outs = 1 << (chunk - source.extent_order), 1 << (chunk - target.extent_order)
-    for number in range(argument.nr_exchanged // ins, source.nr_extents // ins):
-        _exchange_chunk(hv, vcpu, domain, argument, number, ins, outs)
-        argument.nr_exchanged += ins
+    done, end = argument.nr_exchanged // ins, source.nr_extents // ins
+    part_end = min(end, done + _CHUNKS_IN_A_PART)
+    try:
+        while done < part_end:
+            _exchange_chunk(hv, vcpu, domain, argument, done, ins, outs)
+            done += 1
+    finally:
+        hv.memory.write_u64(vcpu, vaddr + _NR_EXCHANGED, done * ins)
+    if done < end:
+        raise Continuation(XENMEM_exchange, vaddr)
     return 0
 
 
 def _exchange_chunk(
     hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryExchange, number: int, ins: int, outs: int
 ) -> None:
+    """The least number of extents in that makes whole extents out; all of them, or XenError and none."""
     source, target = argument.in_, argument.out
     given = memoryview(hv.memory.read(vcpu, source.extent_start + number * ins * 8, ins * 8)).cast("Q").tolist()
-    gpfns = memoryview(hv.memory.read(vcpu, target.extent_start + number * outs * 8, outs * 8)).cast("Q").tolist()
+    gpfns_at = target.extent_start + number * outs * 8
+    gpfns = memoryview(hv.memory.read(vcpu, gpfns_at, outs * 8)).cast("Q").tolist()
     old = [first + offset for first in given for offset in range(1 << source.extent_order)]
+    _check_given(hv, domain, old)
+    fresh: list[list[int]] = []
+    try:
+        fresh.extend(_take(hv, domain, target.extent_order, target.mem_flags) for _ in gpfns)
+    except XenError:
+        _release(hv, [mfn for mfns in fresh for mfn in mfns])
+        raise
+    _release(hv, old)
+    for gpfn, mfns in zip(gpfns, fresh, strict=True):
+        for offset, mfn in enumerate(mfns):
+            hv.m2p[mfn] = (gpfn + offset) & _INVALID_M2P
+    hv.memory.write(vcpu, gpfns_at, b"".join(mfns[0].to_bytes(8, "little") for mfns in fresh))
+
+
+def _check_given(hv: Hypervisor, domain: Domain, mfns: list[int]) -> None:
     frames = hv.frames
-    for mfn in old:
-        if not 0 <= mfn < frames.total or frames.owner[mfn] != domain.domid or not frames.flags[mfn] & FLAG_ALLOCATED:
+    for mfn in mfns:
+        if mfn >= frames.total or frames.owner[mfn] != domain.domid or not frames.flags[mfn] & FLAG_ALLOCATED:
             raise XenError(EINVAL, f"frame {mfn:#x} {frames.describe_owner(mfn)}")
         if frames.count[mfn] != 1 or frames.type_count[mfn]:
             raise XenError(EINVAL, f"frame {mfn:#x} is in use")
-    if len(set(old)) != len(old):
+    if len(set(mfns)) != len(mfns):
         raise XenError(EINVAL, "a frame is given twice")
-    highest = (1 << (target.mem_flags - 12)) - 1 if 12 < target.mem_flags & 0xFF < 64 else frames.total
-    fresh = [_fresh(hv, domain, target.extent_order, highest) for _ in range(outs)]
-    for mfn in old:
+
+
+def _release(hv: Hypervisor, mfns: list[int]) -> None:
+    for mfn in mfns:
         hv.m2p[mfn] = _INVALID_M2P
-        frames.release_allocation(mfn)
-    for at, (gpfn, mfns) in enumerate(zip(gpfns, fresh, strict=True)):
-        for offset, mfn in enumerate(mfns):
-            hv.m2p[mfn] = (gpfn + offset) & _INVALID_M2P
-        domain.tot_frames += len(mfns)
-        hv.memory.write_u64(vcpu, target.extent_start + (number * outs + at) * 8, mfns[0])
+        hv.frames.release_allocation(mfn)
 
 
-def _fresh(hv: Hypervisor, domain: Domain, order: int, highest: int) -> list[int]:
-    if order or highest < hv.frames.total:
-        return hv.frames.allocate_contiguous(domain.domid, order, highest)
-    return hv.frames.allocate(domain.domid, 1)
-
-
-# -- questions ----------------------------------------------------------------------------------------------------------
+# -- questions ---------------------------------------------------------------------------------------------------------
 
 
 @operation(HYPERVISOR_memory_op, XENMEM_maximum_ram_page, raw=True)
@@ -238,9 +263,9 @@ def maximum_reservation(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryDomain) -
 
 @operation(HYPERVISOR_memory_op, XENMEM_maximum_gpfn)
 def maximum_gpfn(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryDomain) -> int:
-    """For a PV domain: what it says itself in its shared_info."""
+    """For a PV domain: the last of the pfns whose number it says itself in its shared_info."""
     domain = _domain_at(hv, vcpu, argument, "XENMEM_maximum_gpfn")
-    return hv.max_pfn_of(domain)
+    return max(hv.max_pfn_of(domain), 1) - 1
 
 
 @operation(HYPERVISOR_memory_op, XENMEM_machphys_mapping, copy_back=True)
@@ -261,10 +286,10 @@ def machphys_mfn_list(hv: Hypervisor, vcpu: Vcpu, argument: XenMachphysMfnList) 
 
 @operation(HYPERVISOR_memory_op, XENMEM_memory_map, copy_back=True)
 def memory_map(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryMap) -> int:
-    """The memory map that the builder gave to this domain. Raises XenError(ENOSYS) where there is none."""
+    """As much as fits of the map that the builder gave to this domain. Raises XenError(ENOSYS) where there is none."""
     if not vcpu.domain.memory_map:
         raise XenError(ENOSYS, "this domain was given no memory map")
-    return _copy_map(hv, vcpu, argument, vcpu.domain.memory_map)
+    return _copy_map(hv, vcpu, argument, vcpu.domain.memory_map[: argument.nr_entries])
 
 
 @operation(HYPERVISOR_memory_op, XENMEM_machine_memory_map, copy_back=True, needs=Capability.HARDWARE)
