@@ -26,6 +26,10 @@ _NO_LINKS = "Xenolith's PC has no device that uses a PCI interrupt line."
 
 REASONS: Final[tuple[Reason, ...]] = (
     Reason(r"^(audit: type=|sched_clock: Marking|node 0 deferred pages|rtc_cmos .*setting system clock)", _TIMES),
+    Reason(
+        r"^(Kernel c|C)ommand line: ",
+        "With one vCPU Xenolith adds noreplace-smp: patching out lock prefixes would take longer than they cost.",
+    ),
     Reason(r"^Memory: ", "Differs from run to run by a few KiB; and the ramdisks lie at other places."),
     Reason(r"^RAMDISK: ", "The builders leave different room between kernel and ramdisk; both are allowed."),
     Reason(r"^Xen: \[mem ", _LAYOUT),

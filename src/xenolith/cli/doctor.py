@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from xenolith.toolstack.doctor import EngineReport, HostReport
 
 NOT_READY: Final = 1
 _Row = tuple[str, str, bool | None]
 """What, how it is, and whether that is good (None: it does not matter)."""
+_MARKS: Final = {True: ("+", "green"), False: ("-", "yellow"), None: (" ", "")}
 
 
 @click.command("doctor")
@@ -47,16 +50,30 @@ def _print(report: HostReport) -> None:
     out = console()
     for title, rows in _sections(report):
         out.print(Text(title, "bold"))
-        width = max((len(name) for name, _, _ in rows), default=0)
-        for name, value, good in rows:
-            mark, style = {True: ("+", "green"), False: ("-", "yellow"), None: (" ", "")}[good]
-            out.print(Text.assemble(f"  {mark} ", (f"{name:<{width}}  ", ""), (value, style)))
+        _print_rows(out, rows)
     if report.ready:
         out.print(Text("A machine can be started: xenolith boot", "bold green"))
     else:
         out.print(Text("No machine can be started here.", "bold red"))
     for sentence in report.advice:
         out.print(Text(f"  {sentence}"))
+
+
+def _print_rows(out: Console, rows: list[_Row]) -> None:
+    """On a terminal a long text goes on below itself; in a pipe each row is one line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not out.is_terminal:
+        width = max(len(name) for name, _, _ in rows)
+        for name, value, good in rows:
+            out.print(Text(f"  {_MARKS[good][0]} {name:<{width}}  {value}"))
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value, good in rows:
+        mark, style = _MARKS[good]
+        table.add_row(Text(f"  {mark} {name}"), Text(value, style))
+    out.print(table)
 
 
 def _sections(report: HostReport) -> list[tuple[str, list[_Row]]]:
