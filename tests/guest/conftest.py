@@ -37,14 +37,14 @@ def machine(image: TestImage, shared_machine: list[TestMachine]) -> Iterator[Tes
         shared_machine.append(TestMachine(image))
     machine = shared_machine.pop()
     try:
-        free = machine.hv.frames.free_frames
+        free = machine.frames_left()
         yield machine
         machine.check()
         for domain in list(machine.hv.domains.values()):
             if domain.max_frames:  # the console service is part of the machine
                 machine.destroy(domain)
                 machine.check()
-        assert machine.hv.frames.free_frames == free, "frames were lost"
+        assert machine.frames_left() == free, "frames were lost"
     except BaseException:
         machine.close()
         raise

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
+
 from tests.guest.assembler import TestImage
 from tests.guest.invariants import check_invariants
 from xenolith.abi.event_channel import EVTCHNSTAT_unbound
@@ -17,6 +19,7 @@ from xenolith.abi.mmu import MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L1_TABLE, UVMF_
 from xenolith.abi.types import DOMID_SELF, Struct
 from xenolith.hypervisor.crash import CrashReport
 from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.frames import NOBODY
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.machine import Boot, Machine
 
@@ -133,6 +136,11 @@ class TestMachine:
             for channel in list(console.events):
                 if channel.state == EVTCHNSTAT_unbound and channel.remote_domid == domain.domid:
                     console.events.close(channel.port)
+
+    def frames_left(self) -> int:
+        """Frames that are free, or the console service's, which stays."""
+        frames, native = self.hv.frames, [domain.domid for domain in self.hv.domains.values() if not domain.max_frames]
+        return int(np.isin(frames.owners, [NOBODY, *native]).sum())
 
     def check(self) -> None:
         check_invariants(self.hv)
