@@ -62,6 +62,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the user's mistake, 2 usage, 3-6 of a guest, 130 interrupted."""
+    # numpy is used for scans only: the threads that its linear algebra would start cost time at every start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         status = cli(standalone_mode=False)
     except click.ClickException as error:

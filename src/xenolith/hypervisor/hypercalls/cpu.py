@@ -176,7 +176,7 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int:
     hv.in_multicall = True
     try:
         for done in range(part):
-            entry = memoryview(hv.memory.read(vcpu, calls, _MULTICALL_BYTES)).cast("Q").tolist()
+            entry = _entry(hv, vcpu, calls)
             try:
                 result = _run_one(hv, vcpu, entry[0], entry[2:8])
             except Continuation as rest:
@@ -192,6 +192,15 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int:
     if part < count:
         raise Continuation(calls, count - part)
     return 0
+
+
+def _entry(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> list[int]:
+    """The eight words of one entry: number, result, six arguments."""
+    if vaddr & 0xFFF <= 4096 - _MULTICALL_BYTES and not vaddr & 7:
+        at = hv.memory.walk(vcpu.kernel_root, vaddr) >> 3
+        words: list[int] = hv.ram.words[at : at + 8].tolist()
+        return words
+    return memoryview(hv.memory.read(vcpu, vaddr, _MULTICALL_BYTES)).cast("Q").tolist()
 
 
 def _run_one(hv: Hypervisor, vcpu: Vcpu, number: int, arguments: list[int]) -> int:
