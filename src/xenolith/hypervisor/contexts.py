@@ -80,6 +80,7 @@ class Contexts:
         cpu.flags = (user.rflags & _ALLOWED_FLAGS) | FLAGS_FIXED | IF
         cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, attributes_of(FLAT_CODE64))
         cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, attributes_of(FLAT_DATA))
+        vcpu.iopl = user.rflags >> 12 & 3
         vcpu.kernel_mode = bool(context.flags & VGCF_in_kernel)
         cpu.fs_base = context.fs_base
         cpu.gs_base, vcpu.other_gs_base = context.gs_base_kernel, context.gs_base_user
