@@ -21,12 +21,16 @@ from xenolith.hypervisor.frames import (
     FLAG_EXECUTABLE,
     FLAG_PINNED,
     FLAG_SHARED,
+    HYPERVISOR,
+    HYPERVISOR,
     NOBODY,
     NOT_RAM,
     TYPE_L1,
     TYPE_L4,
     TYPE_NAMES,
     TYPE_SEG_DESC,
+    TYPE_SHARED,
+    TYPE_SHARED,
     TYPE_WRITABLE,
 )
 from xenolith.hypervisor.machine import Hypervisor
@@ -91,6 +95,8 @@ class _Census:
         self._held += (frames.all_flags & FLAG_ALLOCATED) != 0
         for mfn in np.flatnonzero(frames.all_flags & FLAG_PINNED).tolist():
             self._hold(mfn, frames.type[mfn])
+        for mfn in np.flatnonzero(frames.owners == DOMID_XEN).tolist():
+            self._typed[mfn] = Counter({TYPE_SHARED: 1})  # so that nobody has it writable
 
     def _count_domain(self, domain: Domain) -> None:
         for mfn in (domain.shared_info_mfn, *domain.grants.frames, *domain.grants.status_frames):
@@ -208,7 +214,7 @@ class _Census:
         for mfn in np.flatnonzero(frames.type_counts != typed).tolist():
             holders = {TYPE_NAMES[kind]: times for kind, times in self._typed.get(mfn, Counter()).items()}
             self._say(f"{self._name(mfn)} has {frames.type_count[mfn]} uses as its type, holders are {holders}")
-        for mfn in np.flatnonzero((frames.owners == DOMID_XEN) & ((typed != 0) | (self._held != 1))).tolist():
+        for mfn in np.flatnonzero((frames.owners == HYPERVISOR) & ((typed != 0) | (self._held != 1))).tolist():
             self._say(f"{self._name(mfn)} is the hypervisor's and somebody refers to it")
         self._compare_totals()
 

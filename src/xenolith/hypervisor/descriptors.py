@@ -14,7 +14,7 @@ import numpy as np
 from xenolith.abi.errno import EINVAL, XenError
 from xenolith.cpu.registers import MASK64
 from xenolith.hypervisor.domain import Domain
-from xenolith.hypervisor.frames import TYPE_SEG_DESC, FrameTable
+from xenolith.hypervisor.frames import HYPERVISOR, TYPE_SEG_DESC, TYPE_WRITABLE, FrameTable
 from xenolith.hypervisor.guest_memory import GuestMemory
 from xenolith.hypervisor.vcpu import Vcpu
 
@@ -77,18 +77,17 @@ def check_descriptor(descriptor: int) -> int:
 class DescriptorTables:
     """Places the GDT and LDT of every vCPU and keeps the types of the frames that they lie in."""
 
-    def __init__(self, frames: FrameTable, memory: GuestMemory, xen_domid: int) -> None:
+    def __init__(self, frames: FrameTable, memory: GuestMemory) -> None:
         self._frames = frames
         self._memory = memory
         self._words = frames.ram.words
-        self._xen_domid = xen_domid
-        self._zero_mfn, self._xen_gdt_mfn = frames.allocate(xen_domid, 2)
+        self._zero_mfn, self._xen_gdt_mfn = frames.allocate(HYPERVISOR, 2)
         for selector, descriptor in ((XEN_CS32, FLAT_CODE32), (XEN_SS, FLAT_DATA), (XEN_CS64, FLAT_CODE64)):
             self._words[(self._xen_gdt_mfn << 9) + ((selector & 0xFFF) >> 3)] = descriptor
 
     def add_domain(self, domain: Domain) -> None:
         """Make the domain's part of the hypervisor's range: an L3, an L2 and an L1 table of supervisor mappings."""
-        l3, l2 = self._frames.allocate(self._xen_domid, 2)
+        l3, l2 = self._frames.allocate(HYPERVISOR, 2)
         self._words[l3 << 9] = l2 << 12 | _SUPERVISOR_TABLE
         domain.perdomain_l3_mfn = l3
 
@@ -106,7 +105,7 @@ class DescriptorTables:
         l2 = self._words[vcpu.domain.perdomain_l3_mfn << 9] >> 12
         at = (l2 << 9) + vcpu.vcpu_id // 16
         if not self._words[at]:
-            self._words[at] = self._frames.allocate(self._xen_domid, 1)[0] << 12 | _SUPERVISOR_TABLE
+            self._words[at] = self._frames.allocate(HYPERVISOR, 1)[0] << 12 | _SUPERVISOR_TABLE
         return ((self._words[at] & 0x000F_FFFF_FFFF_F000) >> 3) + vcpu.vcpu_id % 16 * 32
 
     def add_vcpu(self, vcpu: Vcpu) -> None:
@@ -171,7 +170,7 @@ class DescriptorTables:
             if frames.type[mfn] == TYPE_SEG_DESC and frames.type_count[mfn]:
                 self._words[maddr >> 3] = descriptor
             else:
-                frames.get_page_type(mfn, 7)
+                frames.get_page_type(mfn, TYPE_WRITABLE)
                 self._memory.write_machine(maddr, descriptor.to_bytes(8, "little"))
                 frames.put_page_type(mfn)
         finally:

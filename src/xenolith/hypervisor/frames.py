@@ -1,8 +1,8 @@
 """The frame table: who owns each machine frame, how often it is referenced, and as what it is used.
 
-The rules are Xen's (xen/include/asm-x86/mm.h explains them): a frame has a total reference count and a type with a count
-of its own. While the type count is above zero the type cannot change, so a page table, a descriptor table and a writable
-page exclude each other. The table is plain arrays, so that whole page tables are checked by vector operations.
+The rules are Xen's (xen/include/asm-x86/mm.h explains them): a frame has a total reference count and a type with a
+count of its own. While the type count is above zero the type cannot change, so a page table, a descriptor table and a
+writable page exclude each other. The table is plain arrays, so that whole page tables are checked by vector operations.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ NOBODY: Final = -1
 """Owner of a free frame."""
 NOT_RAM: Final = -2
 """Owner of a frame number behind which there is no memory."""
+HYPERVISOR: Final = -3
+"""Owner of the hypervisor's own frames. No domid means it, so that nobody can ask for them; what privileged domains may
+look at belongs to DOMID_XEN."""
 
 TYPE_NONE: Final = 0
 TYPE_L1: Final = 1
@@ -264,4 +267,6 @@ class FrameTable:
             return "is no memory"
         if self.owner[mfn] == NOBODY:
             return "is free"
+        if self.owner[mfn] == HYPERVISOR:
+            return "belongs to the hypervisor"
         return f"belongs to domain {self.owner[mfn]}"

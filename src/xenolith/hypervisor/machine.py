@@ -15,7 +15,7 @@ from xenolith.abi.errno import EINVAL, ENOMEM, ESRCH, XenError
 from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
-from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF, DOMID_XEN
+from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF
 from xenolith.hypervisor import hypercalls
 from xenolith.hypervisor.contexts import Contexts
 from xenolith.hypervisor.cpuid import CpuidPolicy
@@ -27,6 +27,7 @@ from xenolith.hypervisor.frames import (
     FLAG_ALLOCATED,
     FLAG_PINNED,
     FLAG_SHARED,
+    HYPERVISOR,
     TYPE_L4,
     TYPE_WRITABLE,
     FrameTable,
@@ -106,8 +107,8 @@ class Hypervisor:
         self.memory = GuestMemory(self.frames)
         self.policy = Policy(lambda text: self.publish("refused", text=text))
         self.pagetables = PageTables(self.frames, self.memory, self.domains)
-        self.descriptors = DescriptorTables(self.frames, self.memory, DOMID_XEN)
-        self.xenspace = XenSpace(self.frames, DOMID_XEN)
+        self.descriptors = DescriptorTables(self.frames, self.memory)
+        self.xenspace = XenSpace(self.frames)
         self.m2p = self.xenspace.m2p
         self.pagetables.fill_xen_slots = self.xenspace.fill_slots
         self.pagetables.check_descriptors = self.descriptors.check_frame
@@ -115,7 +116,7 @@ class Hypervisor:
         self.frames.flush = self.flush_all
         self.frames.invalidate_code = engine.invalidate_code
         self.frames.on_free = self._frame_freed
-        self.dummy_vcpu_info_maddr = self.frames.allocate(DOMID_XEN, 1)[0] << 12
+        self.dummy_vcpu_info_maddr = self.frames.allocate(HYPERVISOR, 1)[0] << 12
         self.timekeeping = Timekeeping(self)
         self.scheduler = Scheduler(self)
         self.contexts = Contexts(self)

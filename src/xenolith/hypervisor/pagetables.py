@@ -1,9 +1,9 @@
 """Guest page tables: what an entry may say, what it refers to, and how tables become valid and stop being so.
 
 A guest runs on its own tables, so every entry is checked before the processor can see it. A table's entries hold
-references to the frames that they map; `FrameTable` calls `validate` and `devalidate` when the first and the last use of
-a frame as a table begins and ends. Whole L1 tables are checked by vector operations; an entry that these cannot accept is
-looked at by itself, which also finds the words for a refusal.
+references to the frames that they map; `FrameTable` calls `validate` and `devalidate` when the first and the last use
+of a frame as a table begins and ends. Whole L1 tables are checked by vector operations; an entry that these cannot
+accept is looked at by itself, which also finds the words for a refusal.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from xenolith.abi.types import DOMID_XEN
 from xenolith.hypervisor.domain import Domain
-from xenolith.hypervisor.frames import NOT_RAM, FrameTable
+from xenolith.hypervisor.frames import HYPERVISOR, NOT_RAM, TYPE_SHARED, FrameTable
 from xenolith.hypervisor.pagetables import XEN_SLOT_FIRST, XEN_SLOT_LAST
 
 M2P_START: Final = 0xFFFF_8000_0000_0000
@@ -25,21 +26,23 @@ _SUPERVISOR_TABLE: Final = 0x23
 
 
 class XenSpace:
-    """Builds the M2P over `frames`, owned by `xen_domid`. `m2p` is the table as 64-bit words, indexed by mfn."""
+    """Builds the M2P over `frames`, which is DOMID_XEN's. `m2p` is the table as 64-bit words, indexed by mfn."""
 
-    def __init__(self, frames: FrameTable, xen_domid: int) -> None:
+    def __init__(self, frames: FrameTable) -> None:
         self._frames = frames
         self._words = frames.ram.words
         size = -(-frames.total // _ENTRIES_PER_FRAME)
-        self._m2p_mfns = frames.allocate_top(xen_domid, size)
+        self._m2p_mfns = frames.allocate_top(DOMID_XEN, size)
+        for mfn in self._m2p_mfns:
+            frames.get_page_type(mfn, TYPE_SHARED)  # nobody can have it writable
         first = self._m2p_mfns[0]
         self.m2p = self._words[first << 9 : (first + size) << 9]
         np.frombuffer(self.m2p, dtype=np.uint64)[:] = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
-        self._l3_mfn = self._build_tables(xen_domid, size)
+        self._l3_mfn = self._build_tables(size)
 
-    def _build_tables(self, xen_domid: int, size: int) -> int:
+    def _build_tables(self, size: int) -> int:
         l1_count = -(-size // 512)
-        l3, l2, *l1s = self._frames.allocate(xen_domid, 2 + l1_count)
+        l3, l2, *l1s = self._frames.allocate(HYPERVISOR, 2 + l1_count)
         self._words[l3 << 9] = l2 << 12 | _TABLE
         memory = self._frames.owners != NOT_RAM
         for number, l1 in enumerate(l1s):
