@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from xenolith.abi.errno import ENOSYS, XenError
 from xenolith.abi.hypercalls import BY_NUMBER
 from xenolith.abi.types import Struct
+from xenolith.cpu.registers import MASK64
 from xenolith.hypervisor.domain import Capability
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Continuation(Exception):
 
     def __init__(self, *arguments: int) -> None:
         super().__init__(arguments)
-        self.arguments = arguments
+        self.arguments = tuple(argument & MASK64 for argument in arguments)
 
 
 @dataclass(frozen=True, slots=True)
