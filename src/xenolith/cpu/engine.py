@@ -114,7 +114,7 @@ class Engine(Protocol):
         """Execute the current processor until `stop` or `kick`."""
 
     def fault_io(self) -> None:
-        """From within a port handler: the instruction faults. `on_io_fault` follows when the guest has stopped there."""
+        """From within a port handler: the instruction faults. `on_io_fault` follows when the guest has stopped."""
 
     def stop(self) -> None:
         """From within a handler: `run` returns when the handler does."""

@@ -124,5 +124,3 @@ def _check(context: VcpuGuestContext) -> None:
             raise XenError(EINVAL, f"segment base {base:#x} is not canonical")
     if context.gdt_ents > _MAX_GDT_ENTRIES:
         raise XenError(EINVAL, f"{context.gdt_ents} GDT entries")
-
-

@@ -184,7 +184,7 @@ class FrameTable:
         found: list[int] = np.flatnonzero(self.owners == domid).tolist()
         return found
 
-    # -- reference counts ----------------------------------------------------------------------------------------------
+    # -- reference counts ---------------------------------------------------------------------------------------------
 
     def get_page(self, mfn: int, domid: int) -> bool:
         """Take a reference if `mfn` is memory that `domid` owns."""

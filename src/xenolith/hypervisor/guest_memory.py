@@ -1,7 +1,7 @@
 """Copies between a handler and guest virtual memory, under the guest's own page tables.
 
-Every address is checked as Xen checks it: canonical, outside the hypervisor's range, mapped, and writable where written.
-A bad pointer is the caller's EFAULT and never a fault.
+Every address is checked as Xen checks it: canonical, outside the hypervisor's range, mapped, and writable where
+written. A bad pointer is the caller's EFAULT and never a fault.
 """
 
 from __future__ import annotations

@@ -56,8 +56,9 @@ _DEVICE_SPACE_END: Final = 1 << 40
 _KEPT_FRAMES: Final = (0xFEC00, 0xFEE00)
 """I/O APIC and local APIC: the hypervisor's own, which a domain reaches by physdev_op and events."""
 _LEGACY_VCPUS: Final = 32
+_UNIMPLEMENTED_NOTED: Final = 256
 _INFO_BYTES: Final = 64
-_MAX_PFN_OFFSET: Final[int] = SharedInfo.arch.offset  # type: ignore[attr-defined]
+_MAX_PFN_OFFSET: Final[int] = SharedInfo.arch.offset
 Subscriber = Callable[[str, dict[str, Any]], None]
 
 
@@ -160,7 +161,7 @@ class Hypervisor:
             at = stop
         return [*ranges, (at, (_DEVICE_SPACE_END >> 12) - 1)]
 
-    # -- time ---------------------------------------------------------------------------------------------------------------
+    # -- time ---------------------------------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
         """System time: nanoseconds since power-on."""
@@ -196,7 +197,7 @@ class Hypervisor:
         deadline = self._deadline(self.traps.current)
         self.host.arm(limit if deadline is None else min(limit, deadline))
 
-    # -- telling ------------------------------------------------------------------------------------------------------------
+    # -- telling ------------------------------------------------------------------------------------------------------
 
     def publish(self, kind: str, **data: Any) -> None:
         """Tell every subscriber what happened."""
@@ -204,7 +205,9 @@ class Hypervisor:
             subscriber(kind, data)
 
     def count_unimplemented(self, number: int, command: int) -> None:
-        """A guest asked for something that this hypervisor does not have."""
+        """A guest asked for something that this hypervisor does not have. Only so many different things are noted."""
+        if len(self.unimplemented) >= _UNIMPLEMENTED_NOTED and (number, command) not in self.unimplemented:
+            return
         self.unimplemented[number, command] += 1
         if self.unimplemented[number, command] == 1:
             self.publish("unimplemented", hypercall=number, operation=command)
@@ -224,7 +227,7 @@ class Hypervisor:
         """What was typed at the hypervisor's console, at most `limit` bytes."""
         return self.console_source(limit)
 
-    # -- memory -------------------------------------------------------------------------------------------------------------
+    # -- memory -------------------------------------------------------------------------------------------------------
 
     def load_root(self, maddr: int) -> None:
         self.frames.flushed()
@@ -264,7 +267,7 @@ class Hypervisor:
         """The highest pfn that the domain says it has (its shared_info)."""
         return self.ram.words[((domain.shared_info_mfn << 12) + _MAX_PFN_OFFSET) >> 3]
 
-    # -- domains ------------------------------------------------------------------------------------------------------------
+    # -- domains ------------------------------------------------------------------------------------------------------
 
     def domain_by_id(self, caller: Vcpu, domid: int) -> Domain:
         """The domain that a domid argument means. Raises XenError(ESRCH)."""
@@ -412,7 +415,7 @@ class Hypervisor:
         self._cpuid.pop(domain.domid, None)
         self.publish("destroy", domid=domain.domid)
 
-    # -- running ------------------------------------------------------------------------------------------------------------
+    # -- running ------------------------------------------------------------------------------------------------------
 
     def wake(self, vcpu: Vcpu) -> None:
         """An event became pending for `vcpu`, or it may run again for another reason."""

@@ -95,12 +95,7 @@ def _tables() -> tuple[Any, dict[int, int], dict[int, str]]:
     for index in range(8, 16):
         for suffix in ("", "D", "W", "L"):
             numbers[getattr(register, f"R{index}{suffix}")] = index
-    names = {
-        getattr(iced_x86.Mnemonic, name): name
-        for name in (
-            "MOV MOVNTI XCHG CMPXCHG CMPXCHG8B CMPXCHG16B AND OR XOR ADD SUB INC DEC NOT NEG BTS BTR BTC XADD STOSQ STOSD"
-        ).split()
-    }
+    names = {getattr(iced_x86.Mnemonic, name): name for name in (*_COMPUTE, "STOSQ", "STOSD")}
     return iced_x86, numbers, names
 
 

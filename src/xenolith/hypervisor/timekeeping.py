@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.event_channel import VIRQ_TIMER
 from xenolith.abi.errno import XenError
+from xenolith.abi.event_channel import VIRQ_TIMER
 from xenolith.abi.shared_info import XEN_PVCLOCK_TSC_STABLE_BIT, SharedInfo
 from xenolith.abi.vcpu import (
+    XEN_RUNSTATE_UPDATE,
     RUNSTATE_blocked,
     RUNSTATE_offline,
     RUNSTATE_runnable,
     RUNSTATE_running,
-    XEN_RUNSTATE_UPDATE,
 )
 from xenolith.abi.vm_assist import VMASST_TYPE_runstate_update_flag
 from xenolith.hypervisor.vcpu import INFO_TIME, Vcpu
@@ -39,7 +39,7 @@ class Timekeeping:
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
 
-    # -- clock records ----------------------------------------------------------------------------------------------------
+    # -- clock records ------------------------------------------------------------------------------------------------
 
     def update_vcpu_time(self, vcpu: Vcpu) -> None:
         """Write the vCPU's clock record (struct vcpu_time_info); its version grows by two."""
@@ -75,7 +75,7 @@ class Timekeeping:
         ram[1], ram[2], ram[3] = seconds & 0xFFFF_FFFF, nanoseconds, seconds >> 32
         ram[0] = version
 
-    # -- timers -----------------------------------------------------------------------------------------------------------
+    # -- timers -------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> int | None:
         """The earliest system time at which a timer of any vCPU expires."""
@@ -104,7 +104,7 @@ class Timekeeping:
         if timer:
             vcpu.domain.events.notify_virq(vcpu, VIRQ_TIMER)
 
-    # -- runstate ---------------------------------------------------------------------------------------------------------
+    # -- runstate -----------------------------------------------------------------------------------------------------
 
     def set_runstate(self, vcpu: Vcpu, state: int) -> None:
         """Account the time since the last change and enter `state` (RUNSTATE_*)."""

@@ -1,8 +1,8 @@
 """Exits from guests: hypercalls, exceptions and I/O come in here, and here a vCPU's next state is made.
 
 Guest kernel and guest user code both run at CPL 3; which of the two a vCPU is in is state that Xen keeps
-(`Vcpu.kernel_mode`), with its own page table root and GS base. What is not the hypervisor's own business is bounced: the
-guest's handler is entered with a frame on its kernel stack, as hardware would do for a native kernel.
+(`Vcpu.kernel_mode`), with its own page table root and GS base. What is not the hypervisor's own business is bounced:
+the guest's handler is entered with a frame on its kernel stack, as hardware would do for a native kernel.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Traps:
         self.current: Vcpu = None  # type: ignore[assignment]
         self.exits = 0
 
-    # -- the engine's calls ---------------------------------------------------------------------------------------------
+    # -- the engine's calls -------------------------------------------------------------------------------------------
 
     def on_syscall(self) -> None:
         vcpu = self.current
@@ -202,7 +202,7 @@ class Traps:
     def on_failure(self, reason: str) -> None:
         self._hv.crash(self.current, reason)
 
-    # -- going back -------------------------------------------------------------------------------------------------------
+    # -- going back ---------------------------------------------------------------------------------------------------
 
     def resume(self, vcpu: Vcpu) -> None:
         """Deliver what is pending, and stop the engine if the vCPU cannot or should not go on."""
@@ -229,7 +229,7 @@ class Traps:
             vcpu.nmi_pending = False
             self.bounce(vcpu, callback.address, True)
 
-    # -- mode switching ----------------------------------------------------------------------------------------------------
+    # -- mode switching -----------------------------------------------------------------------------------------------
 
     def enter_kernel(self, vcpu: Vcpu) -> None:
         vcpu.kernel_mode = True
@@ -296,7 +296,7 @@ class Traps:
         else:
             memory.write(vcpu, sp, b"".join(word.to_bytes(8, "little") for word in frame))
 
-    # -- hypercall 23 ------------------------------------------------------------------------------------------------------
+    # -- hypercall 23 -------------------------------------------------------------------------------------------------
 
     def iret(self, vcpu: Vcpu) -> None:
         """Return from an exception frame that the guest built (struct iret_context at its stack pointer)."""
@@ -345,18 +345,16 @@ class Traps:
             return
         cpu.load_segment(SS, stack, base_of(descriptor), limit_of(descriptor), attributes_of(descriptor))
 
-    # -- exceptions --------------------------------------------------------------------------------------------------------
+    # -- exceptions ---------------------------------------------------------------------------------------------------
 
     def inject(self, vcpu: Vcpu, vector: int, error_code: int = 0) -> None:
         """Bounce an exception to the guest's trap table."""
         gate = vcpu.traps[vector]
         if not gate.address:
             where = "kernel" if vcpu.kernel_mode else "user"
+            name = NAMES.get(vector, f"vector {vector}")
             extra = f" at address {self._hv.cr2_of(vcpu):#x}" if vector == PAGE_FAULT else ""
-            self._hv.crash(
-                vcpu,
-                f"unhandled {NAMES.get(vector, f'vector {vector}')} (error code {error_code:#x}) in {where} mode{extra}",
-            )
+            self._hv.crash(vcpu, f"unhandled {name} (error code {error_code:#x}) in {where} mode{extra}")
             return
         self.bounce(vcpu, gate.address, gate.masks_events, error_code if vector in _WITH_ERROR_CODE else None)
 

@@ -1,7 +1,7 @@
 """The machine's one clock: system time since power-on, and the calendar time of power-on.
 
-It runs with the host, or it is virtual: then it advances only by executed work and jumps over idle time, so that a whole
-run can be repeated exactly.
+It runs with the host, or it is virtual: then it advances only by executed work and jumps over idle time, so that a
+whole run can be repeated exactly.
 """
 
 from __future__ import annotations

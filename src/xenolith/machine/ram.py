@@ -16,7 +16,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 class Ram:
     """`size` bytes of machine memory at machine address 0, backed by a memfd that grows only as it is touched.
 
-    `bytes` and `words` are the same memory as bytes and as 64-bit words. Raises UserError if the host refuses the mapping.
+    `bytes` and `words` are the same memory as bytes and as 64-bit words. UserError if the host refuses the mapping.
     """
 
     def __init__(self, size: int) -> None:

@@ -38,7 +38,8 @@ class Symbols:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError(f"the symbols {path} cannot be read: {error.strerror}", "name a System.map or vmlinux") from None
+            problem = f"the symbols {path} cannot be read: {error.strerror}"
+            raise UserError(problem, "name a System.map or vmlinux") from None
         symbols = _from_elf(data) if data.startswith(b"\x7fELF") else _from_map(data)
         if not symbols:
             raise UserError(f"{path} has no symbols", "name a System.map, or a vmlinux that was not stripped")
@@ -85,8 +86,7 @@ def render(report: CrashReport, symbols: Symbols) -> str:
         f"xenolith: {report.vcpu} ({report.domain}) crashed: {report.reason}",
         f"  in {mode} mode at {registers['rip']:#x}{symbols.name(registers['rip'])}",
     ]
-    for row in _ROWS:
-        lines.append("  " + "  ".join(f"{name:>7} {registers[name]:016x}" for name in row))
+    lines += ["  " + "  ".join(f"{name:>7} {registers[name]:016x}" for name in row) for row in _ROWS]
     selectors = " ".join(f"{name} {registers[name]:04x}" for name in ("cs", "ss", "ds", "es", "fs", "gs"))
     lines.append(f"  {selectors}  cr2 {report.cr2:016x}")
     lines.append(f"  code: {report.code.hex(' ') or 'cannot be read'}")

@@ -16,16 +16,16 @@ from xenolith.abi.hypercalls import (
     HYPERVISOR_stack_switch,
 )
 from xenolith.abi.traps import (
+    CALLBACKF_mask_events,
     CALLBACKOP_register,
     CALLBACKOP_unregister,
+    CallbackRegister,
     CALLBACKTYPE_event,
     CALLBACKTYPE_failsafe,
     CALLBACKTYPE_nmi,
     CALLBACKTYPE_syscall,
     CALLBACKTYPE_syscall32,
     CALLBACKTYPE_sysenter,
-    CALLBACKF_mask_events,
-    CallbackRegister,
     CallbackUnregister,
 )
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
