@@ -25,10 +25,12 @@ dmesg | grep -i -m 4 'xen'
 @click.command("boot")
 @click.argument("machine", required=False, type=click.Path(path_type=Path))
 @click.option("--kernel", metavar="K", help="The control domain's kernel: a file, or a name of `xenolith kernels`.")
+@click.option("--serial", type=click.Path(path_type=Path), metavar="FILE", help="Connect com1 to a file or terminal.")
 @run_options
 def command(
     machine: Path | None,
     kernel: str | None,
+    serial: Path | None,
     ramdisk: Path | None,
     cmdline: str | None,
     memory: str | None,
@@ -52,6 +54,8 @@ def command(
     override(first, ramdisk, cmdline, memory, vcpus, shell_command)
     if kernel is not None:
         first.kernel = kernel
+    if serial is not None:
+        config.serial = serial
     if clock is not None:
         config.clock = clock
     unattended = sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty()

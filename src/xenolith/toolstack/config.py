@@ -72,6 +72,8 @@ class MachineConfig:
 
     clock: str = "host"
     spare_memory: int = 0
+    serial: Path | None = None
+    """What the first serial port is connected to: a file to write to, or a FIFO or terminal for both ways."""
     domains: list[DomainConfig] = field(default_factory=list)
 
 
@@ -164,7 +166,11 @@ def load(path: Path) -> MachineConfig:
         raise UserError(f"cannot read {path}: {reason}", "name a machine description in TOML") from None
     source = _Source(path, text)
     config = MachineConfig()
-    machine_keys = {"clock": ("clock", _clock), "spare_memory": ("spare_memory", _size)}
+    machine_keys: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "clock": ("clock", _clock),
+        "spare_memory": ("spare_memory", _size),
+        "serial": ("serial", lambda value: path.parent / Path(_text(value)).expanduser()),
+    }
     _require_keys(source, "", data, ("machine", "domain"))
     _fill(source, "machine", _table(source, "machine", data.get("machine", {})), config, machine_keys)
     for name, table in _table(source, "domain", data.get("domain", {})).items():

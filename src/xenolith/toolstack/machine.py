@@ -25,6 +25,7 @@ from xenolith.machine.ram import Ram
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.native_services import NativeServices
+from xenolith.toolstack.serial_line import SerialLine
 
 if TYPE_CHECKING:
     from xenolith.machine.clock import Clock
@@ -79,7 +80,10 @@ class Machine:
         else:
             self.clock = HostClock()
             self.host = HostLoop(self.engine, self.clock)
+        self._serial = SerialLine(config.serial) if config.serial is not None and hardware else None
         self.pc = self._build_pc(memory) if hardware else None
+        if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
+            self._serial.listen(self.host, self.pc.serial.feed)
         self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc)
         self.hv.console_sink = self._hypervisor_console
         self.hv.console_source = self._take_typed
@@ -92,7 +96,7 @@ class Machine:
             memory,
             self.clock,
             1,
-            lambda data: None,
+            self._serial.write if self._serial is not None else lambda data: None,
             lambda: self.hv.power("off"),
             lambda: self.hv.power("reboot"),
         )
@@ -177,6 +181,8 @@ class Machine:
 
     def close(self) -> None:
         self.host.close()
+        if self._serial is not None:
+            self._serial.close()
 
 
 def runs(domain: Domain) -> bool:

@@ -118,7 +118,7 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
 
 
 def _continued(hv: Hypervisor, vcpu: Vcpu, count: int, done: int) -> tuple[int, int]:
-    """How many elements earlier parts of this call have done (so the guest's own counter says), and how many are left."""
+    """How many elements earlier parts of this call have done (the guest keeps the count), and how many are left."""
     before = int.from_bytes(hv.memory.read(vcpu, done, 4), "little") if done else 0
     return before & 0x7FFF_FFFF, count & ~_PREEMPTED
 
