@@ -184,11 +184,14 @@ def _tell(outcome: Outcome, symbols: Path | None, as_json: bool) -> None:
                     "message": outcome.message,
                     "shutdowns": outcome.shutdowns,
                     "crashes": [as_dict(report) for report in outcome.reports],
+                    "bugs": outcome.bugs,
                 }
             )
         )
         return
     names = Symbols.read(symbols) if symbols is not None else Symbols()
+    for bug in outcome.bugs:
+        click.echo(f"xenolith: this is a bug of Xenolith; please report what follows\n{bug}", err=True)
     for report in outcome.reports:
         click.echo(render(report, names), err=True)
     if outcome.message:

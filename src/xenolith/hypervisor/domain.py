@@ -48,6 +48,8 @@ class Domain:
     watchdogs: list[int] = field(default_factory=lambda: [0, 0])
     """System times (ns) at which the domain's watchdogs bite; 0 for one that does not run."""
     crash_reason: str = ""
+    bug: str = ""
+    """The traceback of the mistake of ours that ended this domain; empty if there was none."""
     crash_report: CrashReport | None = None
     vm_assist: int = 0
     time_offset_s: int = 0

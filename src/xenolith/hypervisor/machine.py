@@ -6,6 +6,7 @@ happens is told to `subscribers`.
 
 from __future__ import annotations
 
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -481,9 +482,18 @@ class Hypervisor:
         self.host.arm(self._deadline(vcpu))
         self.traps.resume(vcpu)
         if not self.reschedule and vcpu.runnable:
-            self.engine.run()
+            self._run_engine(vcpu)
         self.scheduler.account(vcpu, self.now_ns() - started)
         self.timekeeping.settle(vcpu)
+
+    def _run_engine(self, vcpu: Vcpu) -> None:
+        """Let guest code run. A mistake of ours that it brings out ends its domain, and nobody else's."""
+        try:
+            self.engine.run()
+        except Exception:
+            vcpu.domain.bug = traceback.format_exc()
+            self.publish("bug", domid=vcpu.domain.domid, traceback=vcpu.domain.bug)
+            self.crash(vcpu, "a bug of Xenolith")
 
 
 __all__ = ["CrashReport", "Host", "Hypervisor"]

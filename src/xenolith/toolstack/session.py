@@ -32,13 +32,14 @@ Progress = Callable[[str, float], None]
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended: `status` is the exit status of the verb, `reports` the crashes."""
+    """How a run ended: `status` is the exit status of the verb, `reports` the crashes, `bugs` our own tracebacks."""
 
     status: int
     seconds: float
     message: str = ""
     shutdowns: dict[str, str] = field(default_factory=dict)
     reports: list[CrashReport] = field(default_factory=list)
+    bugs: list[str] = field(default_factory=list)
 
 
 def prepare(config: DomainConfig, progress: Progress) -> Boot:
@@ -180,9 +181,12 @@ class Session:
             for domain in self.domains
             if domain.shutdown_code is not None
         }
-        return Outcome(self._status(message), seconds, message or self._stop, shutdowns, reports)
+        bugs = [domain.bug for domain in self.domains if domain.bug]
+        return Outcome(self._status(message), seconds, message or self._stop, shutdowns, reports, bugs)
 
     def _status(self, message: str) -> int:
+        if any(domain.bug for domain in self.domains):
+            return OUR_BUG
         if self._timed_out:
             return TIME_LIMIT
         if message or any(crashed(domain) for domain in self.domains):
