@@ -68,6 +68,11 @@ def adjust_l1e(entry: int) -> int:
     return entry if entry & GUEST_KERNEL else entry | GLOBAL
 
 
+def refers_anew(old: int, new: int) -> bool:
+    """Whether the L1 entry `new` in the place of `old` is present and differs in more than harmless bits."""
+    return bool(new & PRESENT and (old ^ new) & ~_HARMLESS_L1)
+
+
 class PageTables:
     """The rules for all guests' tables. `fill_xen_slots(l4_mfn, domain)` writes the hypervisor's own L4 entries."""
 
@@ -312,7 +317,7 @@ class PageTables:
         words = self._words
         old = words[maddr >> 3]
         if new & PRESENT:
-            if (old ^ new) & ~_HARMLESS_L1:
+            if refers_anew(old, new):
                 self.get_l1e(new, domain, owner_domid)
                 dropped = old
             else:

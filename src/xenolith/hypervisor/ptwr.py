@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from xenolith.abi.errno import XenError
 from xenolith.cpu.registers import AF, CF, FLAGS_ARITHMETIC, OF, PF, RAX, RBX, RCX, RDX, RIP, SF, ZF
 from xenolith.hypervisor.frames import TYPE_L1
+from xenolith.hypervisor.pagetables import PageTables, refers_anew
 
 if TYPE_CHECKING:
+    from xenolith.hypervisor.domain import Domain
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.hypervisor.vcpu import Vcpu
 
@@ -201,27 +203,35 @@ def _compare_exchange_8b(source: _Source, size: int, name: str) -> Callable[[Vcp
 
 
 def _compare_exchange_pair(hv: Hypervisor, vcpu: Vcpu, step: _Step, maddr: int) -> bool:
-    """CMPXCHG16B over two entries: each is validated; if the second is refused the first is put back."""
+    """CMPXCHG16B over two entries: both are replaced, or neither."""
     if step.name != "CMPXCHG16B":
         return False
-    words, regs, domain = hv.ram.words, vcpu.cpu.regs, vcpu.domain
+    words, regs = hv.ram.words, vcpu.cpu.regs
     low, high = words[maddr >> 3], words[(maddr >> 3) + 1]
     equal = (low, high) == (regs[RAX], regs[RDX])
     if equal:
         try:
-            hv.pagetables.update_l1(maddr, regs[RBX], domain, domain.domid)
-        except XenError:
-            return False
-        try:
-            hv.pagetables.update_l1(maddr + 8, regs[RCX], domain, domain.domid)
-        except XenError:
-            hv.pagetables.update_l1(maddr, low, domain, domain.domid)
+            _update_pair(hv.pagetables, vcpu.domain, maddr, regs[RBX], regs[RCX], high)
+        except XenError as error:
+            hv.note_refusal(vcpu, -1, error)
             return False
     else:
         regs[RAX], regs[RDX] = low, high
     vcpu.cpu.flags = (vcpu.cpu.flags & ~ZF) | (ZF if equal else 0)
     regs[RIP] += step.length
     return True
+
+
+def _update_pair(tables: PageTables, domain: Domain, maddr: int, low: int, high: int, old_high: int) -> None:
+    held = refers_anew(old_high, high)
+    if held:
+        tables.get_l1e(high, domain, domain.domid)  # the second cannot be refused after the first is in place
+    try:
+        tables.update_l1(maddr, low, domain, domain.domid)
+        tables.update_l1(maddr + 8, high, domain, domain.domid)
+    finally:
+        if held:
+            tables.put_l1e(high)
 
 
 def _logic(source: _Source, size: int, name: str) -> Callable[[Vcpu, int], Outcome | None]:
