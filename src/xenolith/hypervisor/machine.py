@@ -92,7 +92,6 @@ class Hypervisor:
         self.power_action: str | None = None
         self.reschedule = False
         self.in_multicall = False
-        self.page_table_writes = 0
         self.hypercall_counts = [0] * 64
         self.unimplemented: Counter[tuple[int, int]] = Counter()
         self.argument_counts = {call.number: len(call.arguments) for call in HYPERCALLS}

@@ -55,7 +55,7 @@ from xenolith.hypervisor.descriptors import (
     attributes_of,
 )
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START
-from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation
+from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, Handler
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
 
 if TYPE_CHECKING:
@@ -99,28 +99,26 @@ class Traps:
         self._bytes = hv.ram.bytes
         self._memory = hv.memory
         self.current: Vcpu = None  # type: ignore[assignment]
-        self.exits = 0
 
     # -- the engine's calls -------------------------------------------------------------------------------------------
 
     def on_syscall(self) -> None:
         vcpu = self.current
-        self.exits += 1
         if not vcpu.kernel_mode:
             self._user_syscall(vcpu)
         else:
             regs = vcpu.cpu.regs
             number = regs[RAX]
+            arguments = (regs[RDI], regs[RSI], regs[RDX], regs[R10])
+            vcpu.last_hypercalls.append((number, arguments))
             handler = HANDLERS.get(number)
-            vcpu.hypercall_count += 1
-            vcpu.last_hypercalls.append((number, (regs[RDI], regs[RSI], regs[RDX], regs[R10])))
             hv = self._hv
             hv.hypercall_counts[number if number < 64 else 63] += 1
             try:
                 if handler is None:
                     hv.count_unimplemented(number, -1)
                     raise XenError(ENOSYS)
-                result = call(handler, hv, vcpu, number, regs)
+                result = call(handler, hv, vcpu, hv.argument_counts[number], arguments)
                 if result is not None:
                     regs[RAX] = result & MASK64
             except XenError as error:
@@ -134,7 +132,6 @@ class Traps:
 
     def on_sysenter(self) -> None:
         vcpu = self.current
-        self.exits += 1
         callback = vcpu.callbacks.get(CALLBACKTYPE_sysenter)
         if vcpu.kernel_mode or callback is None or not callback.address:
             vcpu.cpu.regs[RIP] -= 2
@@ -149,7 +146,6 @@ class Traps:
 
     def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
         vcpu = self.current
-        self.exits += 1
         if software:
             self._software_interrupt(vcpu, vector)
         elif vector == PAGE_FAULT:
@@ -169,7 +165,6 @@ class Traps:
 
     def on_port_in(self, port: int, size: int) -> int:
         vcpu = self.current
-        self.exits += 1
         if not ioports.permitted(self._hv, vcpu, port, size):
             self._deny_io(vcpu, port)
             return 0xFFFFFFFF
@@ -177,7 +172,6 @@ class Traps:
 
     def on_port_out(self, port: int, size: int, value: int) -> None:
         vcpu = self.current
-        self.exits += 1
         if not ioports.permitted(self._hv, vcpu, port, size):
             self._deny_io(vcpu, port)
             return
@@ -186,7 +180,6 @@ class Traps:
             self._hv.engine.stop()
 
     def on_cpuid(self) -> None:
-        self.exits += 1
         emulate.cpuid(self._hv, self.current)
 
     def on_rdtsc(self) -> int:
@@ -404,7 +397,6 @@ class Traps:
             and not CANONICAL_LOW_END <= address < HYPERVISOR_END
             and ptwr.emulate_write(hv, vcpu, address)
         ):
-            hv.page_table_writes += 1
             return
         self.inject_page_fault(vcpu, error_code, address)
 
@@ -439,15 +431,14 @@ class Traps:
         self._hv.engine.fault_io()
 
 
-def call(handler: object, hv: Hypervisor, vcpu: Vcpu, number: int, regs: memoryview) -> int | None:
-    """Run a hypercall handler with as many register arguments as the table declares."""
-    count = hv.argument_counts[number]
-    if count == 2:
-        return handler(hv, vcpu, regs[RDI], regs[RSI])  # type: ignore[operator,no-any-return]
+def call(handler: Handler, hv: Hypervisor, vcpu: Vcpu, count: int, four: tuple[int, int, int, int]) -> int | None:
+    """Run a hypercall handler with the first `count` register arguments, of which `four` are the first four."""
     if count == 4:
-        return handler(hv, vcpu, regs[RDI], regs[RSI], regs[RDX], regs[R10])  # type: ignore[operator,no-any-return]
-    arguments = [regs[register] for register in _ARGUMENTS[:count]]
-    return handler(hv, vcpu, *arguments)  # type: ignore[operator,no-any-return]
+        return handler(hv, vcpu, *four)
+    if count < 4:
+        return handler(hv, vcpu, *four[:count])
+    regs = vcpu.cpu.regs
+    return handler(hv, vcpu, *four, regs[R8], *((regs[R9],) if count == 6 else ()))
 
 
 def cpu_in_long_mode(hv: Hypervisor, vcpu: Vcpu) -> bool:

@@ -102,7 +102,6 @@ class Vcpu:
     singleshot_ns: int = 0
     timer_op_ns: int = 0
     vruntime_ns: int = 0
-    hypercall_count: int = 0
     last_hypercalls: deque[tuple[int, tuple[int, ...]]] = field(default_factory=lambda: deque(maxlen=16))
 
     def __repr__(self) -> str:
