@@ -21,6 +21,7 @@ from xenolith.machine.clock import Clock, VirtualClock
 _READ_SIZE: Final = 4096
 _RETRY_S: Final = 0.001
 _FOREVER_S: Final = 3600.0
+"""How long a thread sleeps at once when there is nothing to wait for, or for longer."""
 Receiver = Callable[[bytes], None]
 
 
@@ -82,10 +83,16 @@ class HostLoop:
             self._wake()
 
     def wait(self, deadline_ns: int | None) -> None:
-        timeout = _FOREVER_S if deadline_ns is None else (deadline_ns - self._clock.now_ns()) / 1e9
+        timeout = self._seconds_until(deadline_ns)
         with self._arrived:
             if not self._inbox and timeout > 0:
                 self._arrived.wait(timeout)
+
+    def _seconds_until(self, deadline_ns: int | None) -> float:
+        """How long to wait at once. A guest may name a time that the host's own calls do not take."""
+        if deadline_ns is None:
+            return _FOREVER_S
+        return min((deadline_ns - self._clock.now_ns()) / 1e9, _FOREVER_S)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -96,9 +103,7 @@ class HostLoop:
     def _watch(self) -> None:
         while not self._closing:
             deadline = self._deadline
-            timeout = _FOREVER_S
-            if deadline is not None:
-                timeout = (deadline - self._clock.now_ns()) / 1e9
+            timeout = self._seconds_until(deadline)
             if timeout <= 0:
                 # The engine may not run yet, or may just be starting: keep kicking until the machine has noticed.
                 self._engine.kick()
