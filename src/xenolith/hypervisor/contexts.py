@@ -56,6 +56,8 @@ class Contexts:
         self._load_entry_points(vcpu, context)
         self._load_registers(vcpu, context)
         vcpu.initialised = True
+        vcpu.periodic_next_ns = self._hv.now_ns() + vcpu.periodic_ns
+        self._hv.scheduler.woken(vcpu)
         vcpu.down = not context.flags & VGCF_online
 
     def _load_entry_points(self, vcpu: Vcpu, context: VcpuGuestContext) -> None:

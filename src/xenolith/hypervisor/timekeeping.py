@@ -19,6 +19,7 @@ from xenolith.abi.vcpu import (
     RUNSTATE_running,
 )
 from xenolith.abi.vm_assist import VMASST_TYPE_runstate_update_flag
+from xenolith.cpu.registers import MASK64
 from xenolith.hypervisor.vcpu import INFO_TIME, Vcpu
 
 if TYPE_CHECKING:
@@ -66,9 +67,13 @@ class Timekeeping:
             self._hv.note_refusal(vcpu, -1, error)
 
     def update_wall_clock(self, domain: Domain) -> None:
-        """Write the wall clock at system time zero (seconds and nanoseconds since 1970) into the shared page."""
+        """Write the wall clock at system time zero (seconds and nanoseconds since 1970) into the shared page.
+
+        A time before 1970 is one modulo 2**64 ns, as Xen reckons it.
+        """
         at = (domain.shared_info_mfn << 12) + _WC_OFFSET
-        seconds, nanoseconds = divmod(self._hv.boot_wall_ns() + domain.time_offset_s * NS_PER_S, NS_PER_S)
+        wall_ns = (self._hv.boot_wall_ns() + domain.time_offset_s * NS_PER_S) & MASK64
+        seconds, nanoseconds = divmod(wall_ns, NS_PER_S)
         ram = self._hv.ram.bytes.cast("B")[at : at + 16].cast("I")
         version = (ram[0] + 2) & 0xFFFF_FFFE
         ram[0] = version | 1

@@ -118,6 +118,8 @@ def poll(hv: Hypervisor, vcpu: Vcpu, argument: SchedPoll) -> int:
         return 0
     if argument.timeout and argument.timeout <= hv.now_ns():
         return 0
+    if hv.ram.bytes[vcpu.info_maddr] and not hv.ram.bytes[vcpu.info_maddr + UPCALL_MASK]:
+        return 0  # any event that can be delivered ends the wait
     vcpu.poll_ports, vcpu.poll_deadline_ns = ports, argument.timeout
     vcpu.polling = vcpu.blocked = True
     return 0
@@ -167,18 +169,16 @@ def pin_override(hv: Hypervisor, vcpu: Vcpu, argument: SchedPinOverride) -> int:
 
 @hypercall(HYPERVISOR_set_timer_op)
 def set_timer_op(hv: Hypervisor, vcpu: Vcpu, timeout: int) -> int:
-    """VIRQ_TIMER at system time `timeout` (ns); 0 stops it. One absurdly far off comes after 100 ms."""
-    if timeout >> 63:
-        timeout = 1
+    """VIRQ_TIMER at system time `timeout` (ns); 0 stops it. One absurdly far off, or negative, comes after 100 ms."""
     now = hv.now_ns()
-    if timeout > now + _FAR_FUTURE_NS:
+    if timeout >> 63 or timeout > now + _FAR_FUTURE_NS:
         timeout = now + _CLIPPED_TIMEOUT_NS
     vcpu.singleshot_ns = timeout
     hv.timers_changed()
     return 0
 
 
-# -- vcpu_op ----------------------------------------------------------------------------------------------------------
+# -- vcpu_op -----------------------------------------------------------------------------------------------------------
 
 
 @hypercall(HYPERVISOR_vcpu_op)
@@ -209,6 +209,7 @@ def up(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
     if not target.initialised:
         raise XenError(EINVAL, f"vCPU {target.vcpu_id} is not initialised")
     target.down = False
+    hv.scheduler.woken(target)
     hv.wake(target)
     return 0
 
