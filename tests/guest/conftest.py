@@ -41,8 +41,8 @@ def machine(image: TestImage, shared_machine: list[TestMachine]) -> Iterator[Tes
         yield machine
         machine.check()
         for domain in list(machine.hv.domains.values()):
-            if domain.max_frames:  # the console service is part of the machine
-                machine.destroy(domain)
+            if domain.max_frames:  # the native services are part of the machine
+                machine.hv.destroy_domain(domain)
                 machine.check()
         assert machine.frames_left() == free, "frames were lost"
     except BaseException:

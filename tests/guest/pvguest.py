@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ import numpy as np
 
 from tests.guest.assembler import TestImage
 from tests.guest.invariants import check_invariants
-from xenolith.abi.event_channel import EVTCHNSTAT_unbound
 from xenolith.abi.hypercalls import HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op, HYPERVISOR_update_va_mapping
 from xenolith.abi.mmu import MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L1_TABLE, UVMF_INVLPG
 from xenolith.abi.types import DOMID_SELF, Struct
 from xenolith.hypervisor.crash import CrashReport
-from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.frames import NOBODY
 from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.host import HostLoop
 from xenolith.toolstack.machine import Boot, Machine
 
 PAGE: Final = 4096
@@ -93,7 +94,7 @@ class TestMachine:
         self.console: dict[str, bytearray] = {}
         self._machine = Machine(MachineConfig(spare_memory=SPARE), self._sink)
         self.hv = self._machine.hv
-        self.start("first").destroy()  # brings the console service into being
+        self.start("first").destroy()  # brings the native services into being
 
     def _sink(self, name: str) -> Callable[[bytes], None]:
         return self.console.setdefault(name, bytearray()).extend
@@ -126,21 +127,19 @@ class TestMachine:
         while time.monotonic() < end:
             self.hv.step()
 
-    def destroy(self, domain: Domain) -> None:
-        """Destroy a domain, and let go of what the console service still holds of it, as a toolstack would see to."""
-        self.hv.destroy_domain(domain)
-        for console in (other for other in self.hv.domains.values() if not other.max_frames):
-            for handle, mapping in list(console.grants._mappings.items()):
-                if mapping.granter.domain is domain:
-                    console.grants.unmap_frame(handle)
-            for channel in list(console.events):
-                if channel.state == EVTCHNSTAT_unbound and channel.remote_domid == domain.domid:
-                    console.events.close(channel.port)
+    def post_later(self, seconds: float) -> None:
+        """Something comes from outside after so long: it ends any waiting."""
+        host = self._machine.host
+        assert isinstance(host, HostLoop)
+        timer = threading.Timer(seconds, lambda: host.post(lambda: None))
+        timer.daemon = True
+        timer.start()
 
     def frames_left(self) -> int:
-        """Frames that are free, or the console service's, which stays."""
-        frames, native = self.hv.frames, [domain.domid for domain in self.hv.domains.values() if not domain.max_frames]
-        return int(np.isin(frames.owners, [NOBODY, *native]).sum())
+        """Frames that are free, or that native services own or hold: they go on serving the rings of dead domains."""
+        frames, native = self.hv.frames, [domain for domain in self.hv.domains.values() if not domain.max_frames]
+        held = {mapping.active.mfn for domain in native for mapping in domain.grants._mappings.values()}
+        return int(np.isin(frames.owners, [NOBODY, *(domain.domid for domain in native)]).sum()) + len(held)
 
     def check(self) -> None:
         check_invariants(self.hv)
@@ -328,4 +327,4 @@ class PvGuest:
 
     def destroy(self) -> None:
         if self.domid in self.hv.domains and self.hv.domains[self.domid] is self.domain:
-            self.machine.destroy(self.domain)
+            self.hv.destroy_domain(self.domain)

@@ -145,6 +145,38 @@
         mov     %rdi, %rsp
         mov     $23, %eax
         syscall
+        routine wait_for_event                  # until an upcall has come, with events open
+        mov     step_0+step_events(%rip), %rbx
+1:      mov     $1, %edi                        # SCHEDOP_block
+        xor     %esi, %esi
+        mov     $29, %eax
+        syscall
+        cmp     step_0+step_events(%rip), %rbx
+        je      1b
+        movb    $1, shared_info+1(%rip)
+        ret
+        routine spin_until_event                # with events open and no hypercall at all
+        mov     step_0+step_events(%rip), %rbx
+        movb    $0, shared_info+1(%rip)
+1:      cmp     step_0+step_events(%rip), %rbx
+        je      1b
+        movb    $1, shared_info+1(%rip)
+        ret
+        routine read_time                       # system time by the clock record of vCPU 0
+1:      mov     shared_info+32(%rip), %ecx
+        test    $1, %cl
+        jnz     1b
+        rdtsc
+        shl     $32, %rdx
+        or      %rdx, %rax
+        sub     shared_info+40(%rip), %rax
+        mov     shared_info+60(%rip), %cl
+        shl     %cl, %rax
+        mov     shared_info+56(%rip), %edx
+        mul     %rdx
+        shrd    $32, %rdx, %rax
+        add     shared_info+48(%rip), %rax
+        ret
         routine events_on
         movb    $0, shared_info+1(%rip)
         mov     $17, %eax                       # xen_version, so that what is pending is delivered
