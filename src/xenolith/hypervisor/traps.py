@@ -54,6 +54,7 @@ from xenolith.hypervisor.descriptors import (
     XEN_SS,
     attributes_of,
 )
+from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, Handler
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
@@ -98,6 +99,7 @@ class Traps:
         self._words = hv.ram.words
         self._bytes = hv.ram.bytes
         self._memory = hv.memory
+        self._frame_flags = hv.frames.flags
         self.current: Vcpu = None  # type: ignore[assignment]
 
     # -- the engine's calls -------------------------------------------------------------------------------------------
@@ -282,10 +284,11 @@ class Traps:
     def _push(self, vcpu: Vcpu, sp: int, frame: list[int]) -> None:
         memory = self._memory
         if (sp & 0xFFF) + 8 * len(frame) <= 4096:
-            at = memory.walk(vcpu.kernel_root, sp, 3) >> 3
-            for word in frame:
+            maddr = memory.walk(vcpu.kernel_root, sp, 3)
+            for at, word in enumerate(frame, maddr >> 3):
                 self._words[at] = word
-                at += 1
+            if self._frame_flags[maddr >> 12] & FLAG_EXECUTABLE:
+                self._hv.frames.invalidate_code(maddr, 8 * len(frame))
         else:
             memory.write(vcpu, sp, b"".join(word.to_bytes(8, "little") for word in frame))
 
