@@ -321,6 +321,11 @@ class PvGuest:
     def stopped(self) -> bool:
         return self.domain.shutdown_code is not None
 
+    @property
+    def waits(self) -> bool:
+        """Whether the first vCPU has done its step and waits for the next."""
+        return self.word(self.symbols["step_0"]) == _DONE and self.domain.vcpus[0].polling
+
     def events(self, vcpu: int = 0) -> int:
         """How many event upcalls the guest has taken."""
         return self.word(self.symbols[f"step_{vcpu}"] + 128)
