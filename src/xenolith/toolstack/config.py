@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Final
 from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability
 
-_SIZE: Final = re.compile(r"(\d+)\s*(|B|KiB|MiB|GiB|K|M|G|kB|KB|MB|GB)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d{1,18})\s*(|B|KiB|MiB|GiB|K|M|G|kB|KB|MB|GB)", re.IGNORECASE)
 _UNITS: Final = {
     "": 20,
     "b": 0,
@@ -32,6 +33,11 @@ MAX_VCPUS: Final = 8
 DEFAULT_CONTROL_MEMORY: Final = 512 << 20
 DEFAULT_GUEST_MEMORY: Final = 256 << 20
 CLOCKS: Final = ("host", "virtual")
+Names = tuple[str, ...]
+"""Where a key stands: the names of the tables around it, and its own."""
+_HEADER: Final = re.compile(r"\s*\[+([^]#]*)\]")
+_ASSIGNMENT: Final = re.compile(r"""\s*((?:[\w\s.-]|"[^"]*"|'[^']*')+?)\s*=""")
+_NAME: Final = re.compile(r"""["']([^"']*)["']|([\w-]+)""")
 
 
 def parse_size(text: str | int, what: str = "memory") -> int:
@@ -89,21 +95,28 @@ class _Source:
         self._path = path
         self._lines = text.splitlines()
 
-    def error(self, table: str, key: str, problem: str, hint: str) -> UserError:
-        return UserError(f"{self._path}:{self._line(table, key)}: {problem}", hint)
+    def error(self, table: Names, key: str, problem: str, hint: str) -> UserError:
+        return UserError(f"{self._path}:{self._line((*table, key))}: {problem}", hint)
 
-    def _line(self, table: str, key: str) -> int:
-        within = not table
-        header = re.compile(r"\s*\[+\s*" + re.escape(table).replace(r"\.", r"\s*\.\s*") + r"\s*\]+")
-        assignment = re.compile(r"""\s*["']?""" + re.escape(key) + r"""["']?\s*=""")
+    def _line(self, wanted: Names) -> int:
+        here: Names = ()
+        inline = 0
         for number, line in enumerate(self._lines, 1):
-            if table and line.lstrip().startswith("["):
-                within = bool(header.match(line))
-                if within and (not key or re.match(r"\s*\[.*\b" + re.escape(key) + r"\s*\]", line)):
-                    return number
-            if (within and assignment.match(line)) or re.match(r"\s*\[+\s*" + re.escape(key) + r"\b", line):
+            if header := _HEADER.match(line):
+                here = named = _names(header[1])
+            elif assignment := _ASSIGNMENT.match(line):
+                named = here + _names(assignment[1])
+            else:
+                continue
+            if named[: len(wanted)] == wanted:
                 return number
-        return 1
+            if not inline and re.search(rf"\b{re.escape(wanted[-1])}\b[\"']?\s*=", line):
+                inline = number
+        return inline or 1
+
+
+def _names(dotted: str) -> Names:
+    return tuple(quoted or plain for quoted, plain in _NAME.findall(dotted))
 
 
 def _text(value: Any) -> str:
@@ -136,10 +149,18 @@ def _capabilities(value: Any) -> Capability:
     return result
 
 
+def _path(directory: Path, value: Any) -> Path:
+    text = _text(value)
+    try:
+        return (directory / Path(text).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise UserError(f"{text!r} is no name of a file", "name a file, relative to the machine description") from None
+
+
 def _file(directory: Path) -> Callable[[Any], Path]:
     def convert(value: Any) -> Path:
-        path = (directory / Path(_text(value)).expanduser()).resolve()
-        if not path.exists():
+        path = _path(directory, value)
+        if not os.path.exists(path):  # which, unlike Path, takes any name
             raise UserError(f"there is no file {path}", "name a file that exists, relative to the machine description")
         return path
 
@@ -149,7 +170,7 @@ def _file(directory: Path) -> Callable[[Any], Path]:
 def _kernel(directory: Path) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         name = _text(value)
-        return str(_file(directory)(name)) if "/" in name or (directory / name).is_file() else name
+        return str(_file(directory)(name)) if "/" in name or os.path.isfile(_path(directory, name)) else name
 
     return convert
 
@@ -159,22 +180,22 @@ def load(path: Path) -> MachineConfig:
     try:
         text = path.read_text("utf-8")
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: {error}", "correct the TOML syntax there") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}", "name a machine description in TOML") from None
+    except (ValueError, RecursionError) as error:  # tomllib has its own error for syntax only
+        raise UserError(f"{path}: {error}", "correct the TOML syntax there") from None
     source = _Source(path, text)
     config = MachineConfig()
     machine_keys: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "clock": ("clock", _clock),
         "spare_memory": ("spare_memory", _size),
-        "serial": ("serial", lambda value: path.parent / Path(_text(value)).expanduser()),
+        "serial": ("serial", lambda value: _path(path.parent, value)),
     }
-    _require_keys(source, "", data, ("machine", "domain"))
-    _fill(source, "machine", _table(source, "machine", data.get("machine", {})), config, machine_keys)
-    for name, table in _table(source, "domain", data.get("domain", {})).items():
-        config.domains.append(_domain(source, path.parent, name, _table(source, f"domain.{name}", table)))
+    _require_keys(source, (), data, ("machine", "domain"))
+    _fill(source, ("machine",), _table(source, ("machine",), data.get("machine", {})), config, machine_keys)
+    for name, table in _table(source, ("domain",), data.get("domain", {})).items():
+        config.domains.append(_domain(source, path.parent, name, _table(source, ("domain", name), table)))
     if not config.domains:
         raise UserError(f"{path}: no domain is described", "add a table such as [domain.dom0]")
     return config
@@ -192,7 +213,7 @@ def _domain(source: _Source, directory: Path, name: str, table: dict[str, Any]) 
         "capabilities": ("capabilities", _capabilities),
     }
     domain = DomainConfig(name)
-    _fill(source, f"domain.{name}", table, domain, keys)
+    _fill(source, ("domain", name), table, domain, keys)
     return domain
 
 
@@ -209,13 +230,14 @@ def _weight(value: Any) -> int:
     return weight
 
 
-def _table(source: _Source, name: str, value: Any) -> dict[str, Any]:
+def _table(source: _Source, names: Names, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise source.error("", name.split(".")[-1], f"'{name}' is not a table", f"write [{name}]")
+        dotted = ".".join(names)
+        raise source.error(names[:-1], names[-1], f"'{dotted}' is not a table", f"write [{dotted}]")
     return value
 
 
-def _require_keys(source: _Source, table: str, data: dict[str, Any], known: tuple[str, ...]) -> None:
+def _require_keys(source: _Source, table: Names, data: dict[str, Any], known: tuple[str, ...]) -> None:
     for key in data:
         if key not in known:
             raise source.error(table, key, f"unknown key '{key}'", f"known keys here are {', '.join(known)}")
@@ -223,17 +245,17 @@ def _require_keys(source: _Source, table: str, data: dict[str, Any], known: tupl
 
 def _fill(
     source: _Source,
-    name: str,
+    names: Names,
     table: dict[str, Any],
     target: object,
     keys: Mapping[str, tuple[str, Callable[[Any], Any]]],
 ) -> None:
-    _require_keys(source, name, table, tuple(keys))
+    _require_keys(source, names, table, tuple(keys))
     for key, value in table.items():
         attribute, convert = keys[key]
         try:
             setattr(target, attribute, convert(value))
         except TypeError as error:
-            raise source.error(name, key, f"'{key}' must be {error}", f"it is {value!r}") from None
+            raise source.error(names, key, f"'{key}' must be {error}", f"it is {value!r}") from None
         except UserError as error:
-            raise source.error(name, key, f"'{key}': {error.message}", error.hint) from None
+            raise source.error(names, key, f"'{key}': {error.message}", error.hint) from None
