@@ -329,6 +329,16 @@ def test_updates_stop_at_the_first_that_fails(guest: PvGuest) -> None:
     assert guest.pte(guest.page(2)) >> 12 & 0xFFFFFFF != guest.mfn(guest.page(0))
 
 
+def test_list_of_updates_that_ends_in_nothing(guest: PvGuest) -> None:
+    """What stands before the bad page is carried out, and counted."""
+    start = guest.page(94) - 4 * 16 + 8  # the fourth request crosses into the page that is not there
+    guest.write(start, struct.pack("<QQ", guest.maddr(guest.page(3)), 5) * 4)
+    assert guest.map(guest.page(94), 0) == 0
+    done = guest.arguments(bytes(8))
+    assert guest.hypercall(HYPERVISOR_mmu_update, start, 8, done, DOMID_SELF) == -EFAULT
+    assert guest.word(done) == 3
+
+
 def test_command_bits_that_do_not_exist(guest: PvGuest) -> None:
     pte = guest.pte_maddr(guest.page(1))
     for command in range(4, 8):

@@ -37,7 +37,7 @@ from xenolith.abi.mmu import (
     UVMF_INVLPG,
     UVMF_TLB_FLUSH,
 )
-from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_IO, DOMID_SELF, DOMID_XEN
+from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_IO, DOMID_SELF, DOMID_XEN, PAGE_OFFSET_MASK, PAGE_SIZE
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import FLAG_PINNED, TYPE_L1, TYPE_L4, TYPE_WRITABLE
 from xenolith.hypervisor.hypercalls.table import Continuation, hypercall
@@ -50,7 +50,6 @@ _PREEMPTED: Final = 0x8000_0000
 """Set in the count of a call that is continued (Xen's MMU_UPDATE_PREEMPTED)."""
 _PART: Final = 4096
 """Elements that one part of a call does."""
-_BATCH_BYTES: Final = 4096
 
 
 def _table_owner(hv: Hypervisor, vcpu: Vcpu, foreign: int, what: str) -> Domain:
@@ -104,8 +103,10 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
     finished = 0
     try:
         while finished < part:
-            batch = min(part - finished, _BATCH_BYTES // 16)
-            pairs = memoryview(hv.memory.read(vcpu, requests + finished * 16, batch * 16)).cast("Q")
+            start = requests + finished * 16
+            # No batch crosses a page, so that those before a bad one are carried out.
+            batch = min(part - finished, (PAGE_SIZE - (start & PAGE_OFFSET_MASK)) // 16 or 1)
+            pairs = memoryview(hv.memory.read(vcpu, start, batch * 16)).cast("Q")
             for at in range(0, batch * 2, 2):
                 update_entry(hv, vcpu, pairs[at], pairs[at + 1], table_owner, owner_domid)
                 finished += 1
