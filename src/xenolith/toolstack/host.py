@@ -54,9 +54,7 @@ class HostLoop:
 
     def post(self, action: Callable[[], None]) -> None:
         """Have `action` done in the machine's own thread, soon. May be called from any thread."""
-        with self._arrived:
-            self._inbox.append(action)
-            self._arrived.notify()
+        self._put(action)
         self._wake()
 
     def close(self) -> None:
@@ -123,16 +121,16 @@ class HostLoop:
             data = b""
         if receiver is None:
             if any(data):  # a signal: the machine's thread must run some Python for its handler to be called
-                self._engine.kick()
-                with self._arrived:
-                    self._arrived.notify()
+                self._put(lambda: None)
             return
         if not data:
             self._selector.unregister(fd)
+        self._put(lambda: receiver(data))
+
+    def _put(self, action: Callable[[], None]) -> None:
         with self._arrived:
-            self._inbox.append(lambda: receiver(data))
+            self._inbox.append(action)
             self._arrived.notify()
-        self._engine.kick()
 
 
 class Stalled(Exception):

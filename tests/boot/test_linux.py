@@ -1,0 +1,103 @@
+"""Debian's kernels, each as the control domain and as a guest: one boot, and everything that can be seen in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from typing import Final
+
+import pytest
+
+from tests.boot.command_line import Ended, run
+from tests.boot.conftest import Kernel, Record
+from tests.boot.guests import CONTROL, GUEST, LINUX, Row
+from tests.boot.linux import Sections, sections
+
+SCRIPT: Final = """
+section() { echo "@@ $1"; }
+section release; uname -r; uname -v
+section hypervisor
+cd /sys/hypervisor
+for file in type uuid guest_type version/* compilation/* properties/*; do echo "$file=$(cat $file | tr '\\n' ' ')"; done
+cd /
+section capabilities; cat /proc/xen/capabilities
+section banner; dmesg -s 1000000 | grep 'Booting paravirtualized kernel\|Booting kernel'
+section date; date +%s
+section before; cat /proc/uptime
+sleep 1
+section after; cat /proc/uptime
+section processors; nproc; grep -c ^processor /proc/cpuinfo
+section work; seq 1 5000 | sha256sum
+section end
+"""
+_NUMBERS: Final = "".join(f"{number}\n" for number in range(1, 5001)).encode()
+_MAY_BE_EMPTY: Final = frozenset(("compilation/compile_date", "properties/buildid"))
+"""Nothing is compiled, and so nothing has a build id."""
+
+
+def arguments(alias: str, role: str) -> list[str]:
+    return ["boot", "--kernel", alias] if role == CONTROL else ["run", alias]
+
+
+def reached(ended: Ended) -> str:
+    """The last of the places that a Linux passes."""
+    places = (
+        ("Linux version", "its first messages"),
+        ("Run /init as init process", "init"),
+        ("@@ end", "the end of a shell script"),
+        ("reboot: ", "poweroff, exit status 0"),
+    )
+    passed = [name for text, name in places if text in ended.output]
+    return passed[-1] if passed else "nothing"
+
+
+@pytest.mark.parametrize("role", [CONTROL, GUEST])
+@pytest.mark.parametrize("alias", LINUX)
+def test_a_debian_kernel(alias: str, role: str, kernel: Kernel, record: Record) -> None:
+    """It boots, knows what it is, keeps time, computes, complains of nothing and powers off."""
+    ended = run(*arguments(kernel(alias), role), "--exec", SCRIPT)
+    found = sections(ended)
+    record(_row(alias, role, ended, found))
+    assert ended.status == 0, ended.log
+    assert found.complaints == [], ended.log
+    assert ended.left == []
+    assert "Booting kernel on Xen" in found.text("banner")
+    check_hypervisor(found)
+    capabilities = found.text("capabilities")
+    assert ("control_d" in capabilities) if role == CONTROL else (capabilities == "")
+    check_time(found)
+    assert found.lines("processors") == ["1", "1"]
+    assert found.text("work").split()[0] == hashlib.sha256(_NUMBERS).hexdigest()
+    assert "xenolith: exit status 0" in ended.output
+
+
+def _row(alias: str, role: str, ended: Ended, found: Sections) -> Row:
+    complaints = "nothing complained" if not found.complaints else f"{len(found.complaints)} complaints in its log"
+    release = found.lines("release")
+    version = f"{release[0]} ({' '.join(release[1].split()[-3:-1])})" if len(release) == 2 else "?"
+    checked = f"/sys/hypervisor, capabilities, clock, sleep; {complaints}"
+    return Row(alias, role, version, reached(ended), checked)
+
+
+def check_hypervisor(found: Sections) -> None:
+    """What /sys/hypervisor says."""
+    values = dict(line.split("=", 1) for line in found.lines("hypervisor") if "=" in line)
+    assert values["type"].strip() == "xen"
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", values["uuid"].strip())
+    assert values["guest_type"].strip() == "PV"
+    assert int(values["version/major"]) >= 4
+    assert values["version/minor"].strip().isdigit()
+    assert "xen-3.0-x86_64" in values["properties/capabilities"]
+    assert int(values["properties/virtual_start"], 16) == 0xFFFF_8000_0000_0000
+    assert values["properties/pagesize"].strip() == "1000"
+    assert {name for name, value in values.items() if not value.strip()} <= _MAY_BE_EMPTY
+
+
+def check_time(found: Sections) -> None:
+    """The calendar is right, and a second lasts a second: by the guest's clock, and by the host's."""
+    now = time.time() - (time.monotonic() - found.arrival("date"))
+    assert abs(int(found.text("date")) - now) < 3
+    before, after = (float(found.text(name).split()[0]) for name in ("before", "after"))
+    assert 0.99 <= after - before < 2
+    assert 0.99 <= found.arrival("after") - found.arrival("before") < 2.5
