@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,6 +17,7 @@ from xenolith.errors import UserError
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
+    from xenolith.observe.report import Symbols
     from xenolith.toolstack.config import DomainConfig, MachineConfig
     from xenolith.toolstack.session import Outcome, Session
 
@@ -78,12 +80,14 @@ def run_machine(
 ) -> int:
     """Run a machine with this terminal as the console of its first domain. Returns the exit status."""
     from xenolith.cli.terminal import progress_bar
+    from xenolith.observe.report import Symbols
     from xenolith.toolstack.session import OUR_BUG, Session
 
     output = sys.stderr if as_json else sys.stdout
     sys.stdout.flush()
-    if timeout is not None and timeout <= 0:
-        raise UserError(f"a time limit of {timeout:g} s is over before it begins", "give --timeout a number above 0")
+    if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise UserError(f"a time limit of {timeout:g} s is impossible", "give --timeout a number of seconds above 0")
+    names = Symbols.read(symbols) if symbols is not None else Symbols()
     with progress_bar() as progress:
         session = Session(config, _writer(output.fileno()), progress)
     try:
@@ -96,7 +100,7 @@ def run_machine(
         return OUR_BUG
     finally:
         session.close()
-    _tell(outcome, symbols, as_json)
+    _tell(outcome, names, as_json)
     return outcome.status
 
 
@@ -172,8 +176,8 @@ def _keyboard(session: Session) -> Iterator[None]:
             termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
-def _tell(outcome: Outcome, symbols: Path | None, as_json: bool) -> None:
-    from xenolith.observe.report import Symbols, as_dict, render
+def _tell(outcome: Outcome, names: Symbols, as_json: bool) -> None:
+    from xenolith.observe.report import as_dict, render
 
     if as_json:
         print(
@@ -189,7 +193,6 @@ def _tell(outcome: Outcome, symbols: Path | None, as_json: bool) -> None:
             )
         )
         return
-    names = Symbols.read(symbols) if symbols is not None else Symbols()
     for bug in outcome.bugs:
         click.echo(f"xenolith: this is a bug of Xenolith; please report what follows\n{bug}", err=True)
     for report in outcome.reports:
