@@ -138,13 +138,16 @@ class Stalled(Exception):
 
 
 class VirtualHost:
-    """Deadlines for a machine whose time is its work. There is no input from outside."""
+    """Deadlines for a machine whose time is its work. From outside come signals and what is posted, but no input."""
 
     def __init__(self, engine: Engine, clock: VirtualClock) -> None:
         self._engine = engine
         self._clock = clock
+        self._outside = HostLoop(engine, clock)
+        self.post = self._outside.post
 
     def poll(self) -> None:
+        self._outside.poll()
         self._engine.set_work_limit(None)
 
     def arm(self, deadline_ns: int | None) -> None:
@@ -156,4 +159,4 @@ class VirtualHost:
         self._clock.skip_to(deadline_ns)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        self._outside.close()

@@ -14,7 +14,7 @@ from xenolith.loader import kernels
 from xenolith.loader.image import KernelImage
 from xenolith.loader.ramdisk import read_ramdisk
 from xenolith.toolstack.config import DomainConfig, MachineConfig
-from xenolith.toolstack.host import HostLoop, Stalled
+from xenolith.toolstack.host import Stalled
 from xenolith.toolstack.machine import Boot, Machine, crashed
 
 if TYPE_CHECKING:
@@ -165,9 +165,7 @@ class Session:
         def expire() -> None:
             self._timed_out = True
             self._stop = f"the time limit of {timeout:g} s is over"
-            if isinstance(host, HostLoop):
-                host.post(lambda: None)
-            self.machine.engine.kick()
+            host.post(lambda: None)
 
         timer = threading.Timer(timeout, expire)
         timer.daemon = True
@@ -182,7 +180,10 @@ class Session:
             if domain.shutdown_code is not None
         }
         bugs = [domain.bug for domain in self.domains if domain.bug]
-        return Outcome(self._status(message), seconds, message or self._stop, shutdowns, reports, bugs)
+        status = self._status(message)
+        if status == GUEST_FAILED and self._is_silent():
+            message = "the guest ended without telling the command's exit status"
+        return Outcome(status, seconds, message or self._stop, shutdowns, reports, bugs)
 
     def _status(self, message: str) -> int:
         if any(domain.bug for domain in self.domains):
@@ -191,7 +192,11 @@ class Session:
             return TIME_LIMIT
         if message or any(crashed(domain) for domain in self.domains):
             return GUEST_CRASHED
-        return GUEST_FAILED if self._lines.status else ENDED
+        return GUEST_FAILED if self._lines.status or self._is_silent() else ENDED
+
+    def _is_silent(self) -> bool:
+        """Whether the first domain was to run a command, and ended by itself without telling how that went."""
+        return self._config.domains[0].command is not None and self._lines.status is None and not self._stop
 
     def close(self) -> None:
         self.machine.close()
