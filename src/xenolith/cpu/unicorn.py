@@ -94,6 +94,7 @@ _SEGMENTS: Final = 184
 _SEGMENT_SIZE: Final = 24
 _LDT: Final = 328
 _GDT: Final = 376
+_IDT_LIMIT: Final = 416
 _CR0: Final = 424
 _CR2: Final = 440
 _CC_OP_EFLAGS: Final = 1
@@ -110,6 +111,13 @@ _OLD_EXCEPTION: Final = 96
 # uc_struct: the byte that turns the exit check after each load and store off, as found in 2.1.4.
 _NO_EXIT_REQUEST: Final = 2034
 
+# Offset in the processor object (CPUState) of the pending interrupts, and the external one among them. With no IDT it
+# becomes a #GP with an error code that no guest can cause, and that is how a kick arrives.
+_INTERRUPT_REQUEST: Final = 28
+_INTERRUPT_EXTERNAL: Final = 2
+_KICK_VECTOR: Final = 13
+_KICK_ERROR_CODE: Final = 2
+
 _ATTRIBUTE_LONG: Final = 1 << 21
 _ATTRIBUTE_BIG: Final = 1 << 22
 _CODE64: Final = 0x00A0FB00
@@ -117,9 +125,11 @@ _DATA: Final = 0x00C0F300
 _NOWHERE: Final = 0xFFFF_0000_FFFF_0000
 """A stop address that no guest can reach."""
 _UNLIMITED: Final = 1 << 62
-_COUNT_BLOCK: Final = bytes.fromhex("89d2 48015110 482911 7801 c3 ff6108")
-"""A block hook (rdi: engine, edx: bytes in the block, rcx: left, stop function, done), because a call into Python for
-each block would cost a hundred times more: mov edx, edx; add [rcx+16], rdx; sub [rcx], rdx; js +1; ret; jmp [rcx+8]
+_COUNT_BLOCK: Final = bytes.fromhex("89d2 48015108 482911 7801 c3 488b4110 c70002000000 488b7918 ff6120")
+"""A block hook (edx: bytes in the block; rcx: left, done, address of the pending interrupts, processor, cpu_exit),
+because a call into Python for each block would cost a hundred times more: mov edx, edx; add [rcx+8], rdx;
+sub [rcx], rdx; js +1; ret; then what `kick` does: mov rax, [rcx+16]; mov dword [rax], _INTERRUPT_EXTERNAL;
+mov rdi, [rcx+24]; jmp [rcx+32]
 """
 _EXCEPTION_PROOF: Final = bytes.fromhex("31c9 f7f1 f7f1 b830120000 8ed8 cd77 ebfe")
 """xor ecx, ecx; div ecx; div ecx; mov eax, 0x1230; mov ds, eax; int 0x77; jmp itself"""
@@ -345,6 +355,7 @@ class UnicornEngine:
         for number in range(4):
             self._write_register(_REG_DR0 + number, 0)
         self._cpu_pointer = ctypes.c_void_p(processor)
+        self._interrupts = ctypes.c_uint32.from_address(processor + _INTERRUPT_REQUEST)
         self.debug_word = debug // 8
         self.state_size = debug + 64
         self._live = view[: self.state_size]
@@ -386,6 +397,7 @@ class UnicornEngine:
         cpu.load_segment(SS, 0x2B, 0, 0xFFFFFFFF, _DATA)
         for segment in (ES, 3, FS, GS):
             cpu.load_segment(segment, 0, 0, 0, 0)
+        cpu.longs[_IDT_LIMIT // 4] = 0
         cpu.longs[_HFLAGS // 4] |= 3 | _HF_LMA | _HF_OSFXSR
         cpu.flags = IF
         return bytes(cpu.regs.cast("B"))
@@ -501,6 +513,10 @@ class UnicornEngine:
 
         def intr(_uc: int, vector: int) -> None:
             longs[old_at] = -1
+            if vector == _KICK_VECTOR and longs[error_at] == _KICK_ERROR_CODE:
+                self._interrupts.value = 0
+                self.stop()
+                return
             if self._io_fault is not None:
                 return
             try:
@@ -539,6 +555,8 @@ class UnicornEngine:
             words[RIP] = (words[RIP] - 2) & 0xFFFFFFFFFFFFFFFF
 
         def port_in(_uc: int, port: int, size: int) -> int:
+            if self._io_fault is not None:
+                return 0
             try:
                 return handler.on_port_in(port, size)
             except BaseException as error:
@@ -546,6 +564,8 @@ class UnicornEngine:
                 return 0
 
         def port_out(_uc: int, port: int, size: int, value: int) -> None:
+            if self._io_fault is not None:
+                return
             try:
                 handler.on_port_out(port, size, value)
             except BaseException as error:
@@ -639,12 +659,24 @@ class UnicornEngine:
             self._handler.on_io_fault()
 
     def kick(self) -> None:
+        """Raise the external interrupt, which is taken at a block's start.
+
+        The library's own stop would do, but while one is pending it passes over the hooks of CPUID and RDTSC, so that a
+        guest would see the host's.
+        """
         if self.preemptible:
-            self._lib.uc_emu_stop(self._uc)
+            self._interrupts.value = _INTERRUPT_EXTERNAL
+            self._lib.cpu_exit(self._cpu_pointer)
 
     def count_work(self) -> None:
         """Count executed code from now on. Must be called before anything runs: translated code does not change."""
-        self._work = (ctypes.c_int64 * 3)(_UNLIMITED, ctypes.cast(self._lib.uc_emu_stop, ctypes.c_void_p).value or 0, 0)
+        self._work = (ctypes.c_int64 * 5)(
+            _UNLIMITED,
+            0,
+            ctypes.addressof(self._interrupts),
+            self._cpu_pointer.value or 0,
+            ctypes.cast(self._lib.cpu_exit, ctypes.c_void_p).value or 0,
+        )
         try:
             page = _page_of_code(_COUNT_BLOCK)
         except (OSError, NotImplementedError):
@@ -657,17 +689,17 @@ class UnicornEngine:
     def _count_block(self, _uc: int, _address: int, size: int, _data: int) -> None:
         """What the native counter does, where there is none."""
         assert self._work is not None
-        self._work[2] += size
+        self._work[1] += size
         self._work[0] -= size
         if self._work[0] < 0:
-            self.stop()
+            self.kick()
 
     def set_work_limit(self, units: int | None) -> None:
         assert self._work is not None, "count_work comes first"
         self._work[0] = _UNLIMITED if units is None else units
 
     def work_done(self) -> int:
-        return self._work[2] if self._work is not None else 0
+        return self._work[1] if self._work is not None else 0
 
     def map_mmio(
         self, maddr: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
