@@ -292,6 +292,7 @@ class UnicornEngine:
         self._handler: ExitHandler | None = None
         self._emu_start = self._lib.uc_emu_start
         self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
+        self.preemptible = False
         self.preemptible = self._enable_safe_stop(ram, self._mapped[0].stop - 4096)
         self._prove_exceptions(ram, self._mapped[0].stop - 4096)
         self._set_modes()
@@ -438,7 +439,7 @@ class UnicornEngine:
             self._longs[self._old_at] = -1
             seen.append((vector, self._longs[self._error_at], self._longs[self._is_int_at] != 0))
             if len(seen) == len(_EXCEPTION_PROOF_LENGTHS):
-                self.stop()
+                self._lib.uc_emu_stop(self._uc)
             else:
                 self._words[RIP] += _EXCEPTION_PROOF_LENGTHS[len(seen) - 1]
 
@@ -515,7 +516,7 @@ class UnicornEngine:
             longs[old_at] = -1
             if vector == _KICK_VECTOR and longs[error_at] == _KICK_ERROR_CODE:
                 self._interrupts.value = 0
-                self.stop()
+                self._lib.uc_emu_stop(self._uc)
                 return
             if self._io_fault is not None:
                 return
@@ -640,7 +641,10 @@ class UnicornEngine:
             self._handler.on_failure(f"the emulator cannot go on (Unicorn error {result})")
 
     def stop(self) -> None:
-        self._lib.uc_emu_stop(self._uc)
+        if self.preemptible:
+            self.kick()
+        else:
+            self._lib.uc_emu_stop(self._uc)
 
     def fault_io(self) -> None:
         """IN and OUT cannot fault in the library: the rest of the block runs, and the registers are put back then.
