@@ -338,15 +338,19 @@ def test_trap_table_without_an_end(guest: PvGuest) -> None:
     assert guest.hypercall(HYPERVISOR_set_trap_table, table) == -EFAULT
 
 
-@pytest.mark.parametrize("address", [UNMAPPED, 1])
+@pytest.mark.parametrize("address", [UNMAPPED, 1, HYPERVISOR, 0xFFFF_8000_0000_0000])
 def test_unmapped_handler_is_a_page_fault_of_the_guest(guest: PvGuest, address: int) -> None:
     assert set_trap(guest, UNDEFINED, address) == 0
     outcome = guest.call("undefined")
     assert (outcome.vector, outcome.rip, outcome.cr2) == (PAGE_FAULT, address, address)
+    assert not outcome.error & 4, "the kernel's own"
 
 
-def test_unmapped_page_fault_handler_eats_the_stack_and_crashes(guest: PvGuest, bystander: PvGuest) -> None:
-    assert set_trap(guest, PAGE_FAULT, UNMAPPED) == 0
+@pytest.mark.parametrize("address", [UNMAPPED, HYPERVISOR])
+def test_unmapped_page_fault_handler_eats_the_stack_and_crashes(
+    guest: PvGuest, bystander: PvGuest, address: int
+) -> None:
+    assert set_trap(guest, PAGE_FAULT, address) == 0
     guest.map(guest.symbols["shared_info"], 0)  # the page below the stack
     with pytest.raises(GuestCrashed, match="kernel stack"):
         guest.call("poke", 0, 0)

@@ -16,7 +16,7 @@ from xenolith.abi.vcpu import (
 from xenolith.cpu.registers import CS, FLAGS_FIXED, IF, IOPL, MASK64, NAMES, SS, VM
 from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS, attributes_of
 from xenolith.hypervisor.frames import TYPE_L4
-from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
+from xenolith.hypervisor.msr import is_canonical
 from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def _check(context: VcpuGuestContext) -> None:
         context.failsafe_callback_eip,
         context.syscall_callback_eip,
         *(trap.address for trap in context.trap_ctxt),
+        context.fs_base,
+        context.gs_base_kernel,
+        context.gs_base_user,
     ]
     for address in addresses:
-        if CANONICAL_LOW_END <= address < HYPERVISOR_END:
-            raise XenError(EINVAL, f"{address:#x} is no guest address")
-    for base in (context.fs_base, context.gs_base_kernel, context.gs_base_user):
-        if CANONICAL_LOW_END <= base < 0xFFFF_8000_0000_0000:
-            raise XenError(EINVAL, f"segment base {base:#x} is not canonical")
+        if not is_canonical(address):
+            raise XenError(EINVAL, f"{address:#x} is not canonical")
     if context.gdt_ents > _MAX_GDT_ENTRIES:
         raise XenError(EINVAL, f"{context.gdt_ents} GDT entries")

@@ -30,8 +30,8 @@ from xenolith.abi.traps import (
 )
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
 from xenolith.cpu.registers import MASK64
-from xenolith.hypervisor.hypercalls.mmu import is_guest_address
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
+from xenolith.hypervisor.msr import is_canonical
 from xenolith.hypervisor.traps import base_of
 from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
 
@@ -55,9 +55,9 @@ _KNOWN_CALLBACKS: Final = frozenset(
 
 
 def check_address(address: int) -> None:
-    """Raise XenError(EINVAL) for an entry point outside the guest's part of the address space."""
-    if not is_guest_address(address):
-        raise XenError(EINVAL, f"{address:#x} is no guest address")
+    """Raise XenError(EINVAL) for an entry point that is not canonical. One that is not the guest's faults when used."""
+    if not is_canonical(address):
+        raise XenError(EINVAL, f"{address:#x} is not canonical")
 
 
 @hypercall(HYPERVISOR_set_trap_table)
@@ -154,10 +154,6 @@ def set_segment_base(hv: Hypervisor, vcpu: Vcpu, which: int, base: int) -> int:
     else:
         vcpu.cpu.gs_base = base
     return 0
-
-
-def is_canonical(address: int) -> bool:
-    return address < 0x0000_8000_0000_0000 or 0xFFFF_8000_0000_0000 <= address < 1 << 64
 
 
 @hypercall(HYPERVISOR_iret)
