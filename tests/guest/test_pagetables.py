@@ -393,8 +393,7 @@ def test_bad_request_pointers(guest: PvGuest, pointer: int) -> None:
     assert guest.hypercall(HYPERVISOR_mmu_update, pointer, 1, 0, DOMID_SELF) == -EFAULT
     assert guest.hypercall(HYPERVISOR_mmuext_op, pointer, 1, 0, DOMID_SELF) == -EFAULT
     flush = guest.arguments(struct.pack("<QQQ", MMUEXT_TLB_FLUSH_LOCAL, 0, 0))
-    if pointer:
-        assert guest.hypercall(HYPERVISOR_mmuext_op, flush, 1, pointer, DOMID_SELF) == -EFAULT
+    assert guest.hypercall(HYPERVISOR_mmuext_op, flush, 1, pointer, DOMID_SELF) == 0, "a lost count is no failure"
 
 
 @pytest.mark.parametrize("capability", [Capability.CONTROL])

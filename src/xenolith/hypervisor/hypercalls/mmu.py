@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EFAULT, EINVAL, ENOSYS, EPERM, XenError
+from xenolith.abi.errno import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, XenError
 from xenolith.abi.hypercalls import (
     HYPERVISOR_mmu_update,
     HYPERVISOR_mmuext_op,
@@ -111,8 +112,7 @@ def mmu_update(hv: Hypervisor, vcpu: Vcpu, requests: int, count: int, done: int,
                 update_entry(hv, vcpu, pairs[at], pairs[at + 1], table_owner, owner_domid)
                 finished += 1
     finally:
-        if done:
-            hv.memory.write(vcpu, done, (before + finished).to_bytes(4, "little"))
+        _tell(hv, vcpu, done, before + finished)
     if finished < count:
         raise Continuation(requests + finished * 16, (count - finished) | _PREEMPTED, done, foreign)
     return 0
@@ -122,6 +122,13 @@ def _continued(hv: Hypervisor, vcpu: Vcpu, count: int, done: int) -> tuple[int, 
     """How many elements earlier parts of this call have done (the guest keeps the count), and how many are left."""
     before = int.from_bytes(hv.memory.read(vcpu, done, 4), "little") if done else 0
     return before & 0x7FFF_FFFF, count & ~_PREEMPTED
+
+
+def _tell(hv: Hypervisor, vcpu: Vcpu, done: int, count: int) -> None:
+    """Write how many elements were done; a guest whose counter cannot be written is not told, as with Xen."""
+    if done:
+        with contextlib.suppress(XenError):
+            hv.memory.write(vcpu, done, count.to_bytes(4, "little"))
 
 
 def update_entry(hv: Hypervisor, vcpu: Vcpu, pointer: int, value: int, table_owner: Domain, owner_domid: int) -> None:
@@ -152,7 +159,7 @@ def update_entry(hv: Hypervisor, vcpu: Vcpu, pointer: int, value: int, table_own
         frames.put_page_type(mfn)
 
 
-# -- update_va_mapping ------------------------------------------------------------------------------------------------
+# -- update_va_mapping -------------------------------------------------------------------------------------------------
 
 
 def _update_va_mapping(hv: Hypervisor, vcpu: Vcpu, vaddr: int, value: int, flags: int, owner_domid: int) -> int:
@@ -187,7 +194,7 @@ def update_va_mapping_otherdomain(hv: Hypervisor, vcpu: Vcpu, vaddr: int, value:
     return _update_va_mapping(hv, vcpu, vaddr, value, flags, owner)
 
 
-# -- mmuext_op --------------------------------------------------------------------------------------------------------
+# -- mmuext_op ---------------------------------------------------------------------------------------------------------
 
 _OP_BYTES: Final = 24
 
@@ -213,8 +220,7 @@ def mmuext_op(hv: Hypervisor, vcpu: Vcpu, operations: int, count: int, done: int
             _extended(hv, vcpu, owner, words[0] & 0xFFFF_FFFF, words[1], words[2])
             finished += 1
     finally:
-        if done:
-            hv.memory.write(vcpu, done, (before + finished).to_bytes(4, "little"))
+        _tell(hv, vcpu, done, before + finished)
     if finished < count:
         raise Continuation(operations + finished * _OP_BYTES, (count - finished) | _PREEMPTED, done, foreign)
     return 0
@@ -247,13 +253,15 @@ def _extended(hv: Hypervisor, vcpu: Vcpu, owner: Domain, command: int, arg1: int
             hv.flush_page(arg1)
     elif command == MMUEXT_SET_LDT:
         _own_only(vcpu, owner)
-        if not is_guest_address(arg1):
-            raise XenError(EINVAL, f"LDT at {arg1:#x}")
-        hv.descriptors.set_ldt(vcpu, arg1, arg2 & 0xFFFF_FFFF)
+        entries = arg2 & 0xFFFF_FFFF
+        base = arg1 if entries else 0
+        if not is_guest_address(base):
+            raise XenError(EINVAL, f"LDT at {base:#x}")
+        hv.descriptors.set_ldt(vcpu, base, entries)
     elif command in (MMUEXT_FLUSH_CACHE, MMUEXT_FLUSH_CACHE_GLOBAL):
         _own_only(vcpu, owner)
         if not (vcpu.domain.iomem_ranges or vcpu.domain.port_ranges):
-            raise XenError(EPERM if command == MMUEXT_FLUSH_CACHE_GLOBAL else EINVAL, "no hardware of its own")
+            raise XenError(EINVAL if command == MMUEXT_FLUSH_CACHE_GLOBAL else EACCES, "no hardware of its own")
     elif command in (MMUEXT_CLEAR_PAGE, MMUEXT_COPY_PAGE):
         _page_operation(hv, owner, arg1, arg2 if command == MMUEXT_COPY_PAGE else None)
     else:
