@@ -94,7 +94,6 @@ _SEGMENTS: Final = 184
 _SEGMENT_SIZE: Final = 24
 _LDT: Final = 328
 _GDT: Final = 376
-_IDT_LIMIT: Final = 416
 _CR0: Final = 424
 _CR2: Final = 440
 _CC_OP_EFLAGS: Final = 1
@@ -110,13 +109,8 @@ _EXCEPTION_IS_INT: Final = -12
 _OLD_EXCEPTION: Final = 96
 # uc_struct: the byte that turns the exit check after each load and store off, as found in 2.1.4.
 _NO_EXIT_REQUEST: Final = 2034
-
-# Offset in the processor object (CPUState) of the pending interrupts, and the external one among them. With no IDT it
-# becomes a #GP with an error code that no guest can cause, and that is how a kick arrives.
-_INTERRUPT_REQUEST: Final = 28
-_INTERRUPT_EXTERNAL: Final = 2
-_KICK_VECTOR: Final = 13
-_KICK_ERROR_CODE: Final = 2
+# Bytes of the processor object that are searched for its class, which is at its end.
+_PROCESSOR_SIZE: Final = 0xA800
 
 _ATTRIBUTE_LONG: Final = 1 << 21
 _ATTRIBUTE_BIG: Final = 1 << 22
@@ -125,18 +119,17 @@ _DATA: Final = 0x00C0F300
 _NOWHERE: Final = 0xFFFF_0000_FFFF_0000
 """A stop address that no guest can reach."""
 _UNLIMITED: Final = 1 << 62
-_COUNT_BLOCK: Final = bytes.fromhex("89d2 48015108 482911 7801 c3 488b4110 c70002000000 488b7918 ff6120")
-"""A block hook (edx: bytes in the block; rcx: left, done, address of the pending interrupts, processor, cpu_exit),
-because a call into Python for each block would cost a hundred times more: mov edx, edx; add [rcx+8], rdx;
-sub [rcx], rdx; js +1; ret; then what `kick` does: mov rax, [rcx+16]; mov dword [rax], _INTERRUPT_EXTERNAL;
-mov rdi, [rcx+24]; jmp [rcx+32]
+_COUNT_BLOCK: Final = bytes.fromhex("89d2 48015108 482911 7801 c3 488b4110 c70001000000 488b7918 ff6120")
+"""A block hook (edx: bytes in the block; rcx: left, done, address of `_stopping`, processor, cpu_exit), because a call
+into Python for each block would cost a hundred times more: mov edx, edx; add [rcx+8], rdx; sub [rcx], rdx; js +1; ret;
+then what `stop` does: mov rax, [rcx+16]; mov dword [rax], 1; mov rdi, [rcx+24]; jmp [rcx+32]
 """
 _EXCEPTION_PROOF: Final = bytes.fromhex("31c9 f7f1 f7f1 b830120000 8ed8 cd77 ebfe")
 """xor ecx, ecx; div ecx; div ecx; mov eax, 0x1230; mov ds, eax; int 0x77; jmp itself"""
 _EXCEPTION_PROOF_LENGTHS: Final = (2, 2, 2, 2)
 """How far each of the faulting instructions reaches."""
-_STOP_PROOF: Final = bytes.fromhex("ec 488b06 48ffc3 eb00 ebfe")
-"""in al, dx; mov rax, [rsi]; inc rbx; jmp next; next: jmp next"""
+_STOP_PROOF: Final = bytes.fromhex("ec 488b06 48ffc3 0fa2 eb00 48ffc3 f4")
+"""in al, dx; mov rax, [rsi]; inc rbx; cpuid; jmp next; next: inc rbx; hlt"""
 
 _SIGNATURE_TAG: Final = 0x5851_0000_0000_0000
 
@@ -158,6 +151,7 @@ _ON_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool)
 _ON_SKIP = ctypes.CFUNCTYPE(ctypes.c_int)
 _ON_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int)
 _ON_OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32)
+_ON_ENTER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _ON_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _ON_MMIO_READ = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint)
 _ON_MMIO_WRITE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_uint64)
@@ -290,6 +284,7 @@ class UnicornEngine:
         self._locate_state()
         self._current: UnicornCpu | None = None
         self._handler: ExitHandler | None = None
+        self._stopping = ctypes.c_uint32()
         self._emu_start = self._lib.uc_emu_start
         self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
         self.preemptible = False
@@ -356,7 +351,6 @@ class UnicornEngine:
         for number in range(4):
             self._write_register(_REG_DR0 + number, 0)
         self._cpu_pointer = ctypes.c_void_p(processor)
-        self._interrupts = ctypes.c_uint32.from_address(processor + _INTERRUPT_REQUEST)
         self.debug_word = debug // 8
         self.state_size = debug + 64
         self._live = view[: self.state_size]
@@ -398,34 +392,68 @@ class UnicornEngine:
         cpu.load_segment(SS, 0x2B, 0, 0xFFFFFFFF, _DATA)
         for segment in (ES, 3, FS, GS):
             cpu.load_segment(segment, 0, 0, 0, 0)
-        cpu.longs[_IDT_LIMIT // 4] = 0
         cpu.longs[_HFLAGS // 4] |= 3 | _HF_LMA | _HF_OSFXSR
         cpu.flags = IF
         return bytes(cpu.regs.cast("B"))
 
     def _enable_safe_stop(self, ram: Ram, scratch: int) -> bool:
-        """Turn off the exit check after loads and stores (a stop there would run the instruction twice) and prove it.
+        """Make stops safe at any moment, and prove it. Returns whether they are.
 
-        The proof: a stop asked for in an IN hook must let the rest of the block, a load and an increment, run to the
-        block's end. Uses the frame at `scratch`, which is cleared again. Returns whether asynchronous stops are safe.
+        The library's own stop is not: it checks for one after each load and store, and runs the instruction again when
+        the guest goes on; and while one is pending it passes over the hooks of CPUID and RDTSC. So that check is turned
+        off, and the library is stopped only while it is between two blocks (`_watch_for_stops`). The proof: a stop
+        asked for in an IN hook lets the rest of the block, a load, an increment and a hooked CPUID, run to the block's
+        end and no further. Uses the frame at `scratch`, which is cleared again.
         """
         flag = ctypes.c_ubyte.from_address((self._uc.value or 0) + _NO_EXIT_REQUEST)
         before = flag.value
-        if before not in (0, 1):
+        if before not in (0, 1) or not self._watch_for_stops():
             return False
         flag.value = 1
+        self.preemptible = True
+        asked = []
 
         def stop(_uc: int, _port: int, _size: int) -> int:
             self.stop()
             return 0
 
-        handle = self._hook(_HOOK_INSN, _ON_IN(stop), _INS_IN)
+        def cpuid() -> int:
+            asked.append(True)
+            return 1
+
+        hooks = (self._hook(_HOOK_INSN, _ON_IN(stop), _INS_IN), self._hook(_HOOK_INSN, _ON_SKIP(cpuid), _INS_CPUID))
         self._words[RBX], self._words[RSI] = 0, scratch
-        failed, state = self._try_out(ram, scratch, _STOP_PROOF, handle)
-        proven = not failed and state[RBX] == 1
+        failed, state = self._try_out(ram, scratch, _STOP_PROOF, *hooks)
+        proven = not failed and state[RBX] == 1 and bool(asked) and not self._stopping.value
         if not proven:
             flag.value = before
         return proven
+
+    def _watch_for_stops(self) -> bool:
+        """Be called whenever the library begins to execute, also after `cpu_exit` made it pause between two blocks.
+
+        The library calls a method of its processor class then; a pointer to it stands in the processor object.
+        """
+        processor = self._cpu_pointer.value or 0
+        try:
+            method = ctypes.cast(self._lib.x86_cpu_exec_enter_x86_64, ctypes.c_void_p).value or 0
+        except AttributeError:
+            return False
+        at = ctypes.string_at(processor, _PROCESSOR_SIZE).find(method.to_bytes(8, "little"))
+        if at < 0:
+            return False
+        begin = _ON_ENTER(method)
+
+        def enter(processor: int) -> None:
+            begin(processor)
+            if self._stopping.value:
+                self._stopping.value = 0
+                self._lib.uc_emu_stop(self._uc)
+
+        callback = _ON_ENTER(enter)
+        self._keep.append(callback)
+        ctypes.c_void_p.from_address(processor + at).value = ctypes.cast(callback, ctypes.c_void_p).value
+        return True
 
     def _prove_exceptions(self, ram: Ram, scratch: int) -> None:
         """Prove that faults can follow one another, and where their error codes are; else this library is unusable.
@@ -439,7 +467,7 @@ class UnicornEngine:
             self._longs[self._old_at] = -1
             seen.append((vector, self._longs[self._error_at], self._longs[self._is_int_at] != 0))
             if len(seen) == len(_EXCEPTION_PROOF_LENGTHS):
-                self._lib.uc_emu_stop(self._uc)
+                self.stop()
             else:
                 self._words[RIP] += _EXCEPTION_PROOF_LENGTHS[len(seen) - 1]
 
@@ -448,13 +476,14 @@ class UnicornEngine:
         if vectors != [(0, False), (0, False), (13, False), (0x77, True)] or seen[2][1] != 0x1230:
             raise UserError("this build of Unicorn reports exceptions in an unknown way", "pip install unicorn==2.1.4")
 
-    def _try_out(self, ram: Ram, scratch: int, code: bytes, hook: int) -> tuple[int, list[int]]:
+    def _try_out(self, ram: Ram, scratch: int, code: bytes, *hooks: int) -> tuple[int, list[int]]:
         """Run a few instructions before paging is on, and leave no trace. Returns the result and the registers."""
         saved = bytes(self._live)
         ram.bytes[scratch : scratch + len(code)] = code
         failed = self._emu_start(self._uc, scratch, _NOWHERE, 0, 0)
         state = self._words[:17].tolist()
-        self._lib.uc_hook_del(self._uc, ctypes.c_size_t(hook))
+        for hook in hooks:
+            self._lib.uc_hook_del(self._uc, ctypes.c_size_t(hook))
         self._lib.uc_ctl(self._uc, ctypes.c_uint(_CTL_TB_FLUSH | _CTL_WRITE))
         ram.bytes[scratch : scratch + len(code)] = bytes(len(code))
         self._live[:] = saved
@@ -514,10 +543,6 @@ class UnicornEngine:
 
         def intr(_uc: int, vector: int) -> None:
             longs[old_at] = -1
-            if vector == _KICK_VECTOR and longs[error_at] == _KICK_ERROR_CODE:
-                self._interrupts.value = 0
-                self._lib.uc_emu_stop(self._uc)
-                return
             if self._io_fault is not None:
                 return
             try:
@@ -642,7 +667,8 @@ class UnicornEngine:
 
     def stop(self) -> None:
         if self.preemptible:
-            self.kick()
+            self._stopping.value = 1
+            self._lib.cpu_exit(self._cpu_pointer)
         else:
             self._lib.uc_emu_stop(self._uc)
 
@@ -663,27 +689,23 @@ class UnicornEngine:
             self._handler.on_io_fault()
 
     def kick(self) -> None:
-        """Raise the external interrupt, which is taken at a block's start.
-
-        The library's own stop would do, but while one is pending it passes over the hooks of CPUID and RDTSC, so that a
-        guest would see the host's.
-        """
         if self.preemptible:
-            self._interrupts.value = _INTERRUPT_EXTERNAL
-            self._lib.cpu_exit(self._cpu_pointer)
+            self.stop()
 
     def count_work(self) -> None:
         """Count executed code from now on. Must be called before anything runs: translated code does not change."""
         self._work = (ctypes.c_int64 * 5)(
             _UNLIMITED,
             0,
-            ctypes.addressof(self._interrupts),
+            ctypes.addressof(self._stopping),
             self._cpu_pointer.value or 0,
             ctypes.cast(self._lib.cpu_exit, ctypes.c_void_p).value or 0,
         )
         try:
-            page = _page_of_code(_COUNT_BLOCK)
+            page = _page_of_code(_COUNT_BLOCK) if self.preemptible else None
         except (OSError, NotImplementedError):
+            page = None
+        if page is None:
             self._hook(_HOOK_BLOCK, _ON_BLOCK(self._count_block))
             return
         self._keep.append(page)
@@ -696,7 +718,7 @@ class UnicornEngine:
         self._work[1] += size
         self._work[0] -= size
         if self._work[0] < 0:
-            self.kick()
+            self.stop()
 
     def set_work_limit(self, units: int | None) -> None:
         assert self._work is not None, "count_work comes first"
