@@ -427,7 +427,8 @@ def test_domain_numbers_of_grant_operations(guest: PvGuest, bystander: PvGuest) 
 
 
 def test_remote_shutdown_is_for_control_domains(machine: TestMachine, guest: PvGuest, bystander: PvGuest) -> None:
-    for domid, expected in ((bystander.domid, -EPERM), (NOBODY, -ESRCH), (DOMID_XEN, -ESRCH)):
+    cases = ((bystander.domid, -EPERM), (NOBODY, -ESRCH), (DOMID_XEN, -ESRCH), (DOMID_SELF, -ESRCH))
+    for domid, expected in (*cases, (guest.domid, -EPERM)):
         argument = SchedRemoteShutdown(domain_id=domid)
         assert guest.operation(HYPERVISOR_sched_op, SCHEDOP_remote_shutdown, argument) == expected
     control = machine.start("control", Capability.CONTROL)

@@ -411,3 +411,22 @@ def test_control_domain_may_map_what_it_names(machine: TestMachine, bystander: P
         HYPERVISOR_update_va_mapping_otherdomain, control.page(1), root << 12 | WRITABLE, UVMF_INVLPG, bystander.domid
     )
     assert result == -EINVAL, "nobody maps a table writable"
+
+
+def test_control_domain_sees_of_the_hypervisor_the_m2p_only(machine: TestMachine) -> None:
+    control = machine.start("control", Capability.CONTROL)
+    frames = hypervisor_frames(machine, control)
+    for name, mfn in frames.items():
+        for flags in (RO, WRITABLE):
+            result = control.hypercall(
+                HYPERVISOR_update_va_mapping_otherdomain, control.page(0), mfn << 12 | flags, UVMF_INVLPG, DOMID_XEN
+            )
+            assert (result == 0) == (name == "m2p" and flags == RO), (name, flags, result)
+    assert control.map(control.page(0), 0) == 0
+
+
+def test_control_domain_cannot_pin_writable_pages_of_others(machine: TestMachine, bystander: PvGuest) -> None:
+    control = machine.start("control", Capability.CONTROL)
+    for level in (1, 2, 3, 4):
+        assert control.pin(level, bystander.mfn(bystander.page(95)), domid=bystander.domid) == -EINVAL
+    assert control.mmuext(MMUEXT_NEW_BASEPTR, bystander.domain.vcpus[0].kernel_root >> 12) == -EINVAL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EEXIST, EINVAL, ENOENT, ETIME, XenError
+from xenolith.abi.errno import EEXIST, EINVAL, ENOENT, EPERM, ESRCH, ETIME, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_sched_op, HYPERVISOR_set_timer_op, HYPERVISOR_vcpu_op
 from xenolith.abi.sched import (
     SHUTDOWN_MAX,
@@ -127,7 +127,11 @@ def poll(hv: Hypervisor, vcpu: Vcpu, argument: SchedPoll) -> int:
 
 @operation(HYPERVISOR_sched_op, SCHEDOP_remote_shutdown)
 def remote_shutdown(hv: Hypervisor, vcpu: Vcpu, argument: SchedRemoteShutdown) -> int:
-    domain = hv.domain_by_id(vcpu, argument.domain_id)
+    domain = hv.domains.get(argument.domain_id)
+    if domain is None:
+        raise XenError(ESRCH, f"domain {argument.domain_id} does not exist")
+    if domain is vcpu.domain:
+        raise XenError(EPERM, "a domain shuts itself down by SCHEDOP_shutdown")
     hv.policy.require_target(vcpu.domain, domain, "SCHEDOP_remote_shutdown")
     if argument.reason > SHUTDOWN_MAX:
         raise XenError(EINVAL, f"shutdown reason {argument.reason}")
