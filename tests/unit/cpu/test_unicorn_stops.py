@@ -129,9 +129,14 @@ def test_no_exit_is_lost_while_a_stop_is_pending(bench: Bench) -> None:
 # -- what is proved at start ---------------------------------------------------------------------------------------
 
 
-def test_where_the_proof_fails_nothing_stops_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrong offset is that of a byte that is 0 and has no meaning for us."""
-    monkeypatch.setattr(unicorn, "_NO_EXIT_REQUEST", unicorn._NO_EXIT_REQUEST + 0x1000)
+@pytest.mark.parametrize(
+    ("constant", "value"), [("_NO_EXIT_REQUEST", unicorn._NO_EXIT_REQUEST + 0x1000), ("_PROCESSOR_SIZE", 0x8000)]
+)
+def test_where_the_proof_fails_nothing_stops_from_outside(
+    monkeypatch: pytest.MonkeyPatch, constant: str, value: int
+) -> None:
+    """The wrong offset is that of a byte that is 0 and has no meaning for us; the wrong size hides the class."""
+    monkeypatch.setattr(unicorn, constant, value)
     bench = Bench()
     assert not bench.engine.preemptible
     bench.engine.kick()
