@@ -17,8 +17,8 @@ ARCHIVE = cpio.write([cpio.file("init", b"#!/bin/sh\n" * 100, 0o755)])
     [
         ARCHIVE,
         ARCHIVE.replace(b"070701", b"070702"),
-        ARCHIVE + gzip.compress(ARCHIVE),  # microcode first, as distributions do
-        gzip.compress(ARCHIVE),
+        ARCHIVE + gzip.compress(ARCHIVE, mtime=0),  # microcode first, as distributions do
+        gzip.compress(ARCHIVE, mtime=0),
         bytes(0x438) + b"\x53\xef" + bytes(500),
         b"hsqs" + bytes(500),
     ],
