@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
 from benchmarks.common import Contender, Mark, Metric, Report, Unavailable, alternate, save, table, text
 from benchmarks.console import RunFailed
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from benchmarks.console import Line, LineSplitter, RunFailed, Session, run
 
 

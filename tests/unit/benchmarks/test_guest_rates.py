@@ -1,6 +1,7 @@
 """Rates read from a guest's console."""
 
 import pytest
+
 from benchmarks.console import Line, RunFailed
 from benchmarks.guest_rates import METRICS, rates
 

@@ -1,6 +1,7 @@
 """Finding the peer's packages, and the peer's command lines."""
 
 import pytest
+
 from benchmarks.common import Unavailable
 from benchmarks.peer import parse_dependency
 

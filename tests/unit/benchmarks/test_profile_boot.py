@@ -1,6 +1,7 @@
 """The profile tool's reading of perf's and Python's output."""
 
 import pytest
+
 from benchmarks.profile_boot import (
     BRIDGE,
     ENGINE,
