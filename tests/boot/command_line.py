@@ -96,8 +96,7 @@ def run(
 def _read(process: subprocess.Popen[bytes], lines: list[tuple[float, str]]) -> None:
     assert process.stdout is not None
     with process.stdout as output:
-        for line in output:
-            lines.append((time.monotonic(), line.decode("utf-8", "replace").rstrip("\r\n")))
+        lines.extend((time.monotonic(), line.decode("utf-8", "replace").rstrip("\r\n")) for line in output)
 
 
 @contextlib.contextmanager
