@@ -320,8 +320,8 @@ class Hypervisor:
         for _ in range(DOMID_FIRST_RESERVED):
             domid = self._next_domid
             self._next_domid = (domid + 1) % DOMID_FIRST_RESERVED
-            if domid not in self.domains:
-                return domid
+            if domid not in self.domains and not (self.frames.owners == domid).any():
+                return domid  # frames that others still map would otherwise be the new domain's
         raise XenError(ENOMEM, "all domids are in use")
 
     def _create_vcpu(self, domain: Domain, number: int) -> Vcpu:
@@ -342,7 +342,6 @@ class Hypervisor:
         """
         mmu.pin(self, domain, l4_mfn, TYPE_L4)
         self.contexts.start_of_day(domain.vcpus[0], entry, stack_pointer, start_info, l4_mfn)
-        domain.vcpus[0].periodic_next_ns = self.now_ns() + domain.vcpus[0].periodic_ns
         self.publish("start", domid=domain.domid)
 
     def create_native_domain(self, name: str, capabilities: Capability, service: Callable[[], None]) -> Domain:
@@ -432,11 +431,19 @@ class Hypervisor:
 
     def run(self, until: Callable[[], bool]) -> None:
         """Run domains until the power goes or `until` says so."""
-        while self.power_action is None and not until():
-            self.step()
+        while True:
+            self._look_around()
+            if self.power_action is not None or until():
+                return
+            self._take_turn()
 
     def step(self) -> None:
         """One turn: what came from outside, what time has brought, and one vCPU for a while (or waiting for both)."""
+        self._look_around()
+        self._take_turn()
+
+    def _look_around(self) -> None:
+        """What came from outside and what time has brought; all of it may be the end of a domain or of the machine."""
         self.host.poll()
         self.timekeeping.expire()
         if self.pc is not None and (due := self.pc.deadline()) is not None and due <= self.now_ns():
@@ -445,6 +452,8 @@ class Hypervisor:
         self.reschedule = False
         while self._native_ready:
             self._native_ready.popitem()[0]()
+
+    def _take_turn(self) -> None:
         vcpu = self.scheduler.pick()
         if vcpu is None:
             self.host.wait(self._outer_deadline())

@@ -117,7 +117,7 @@ class Session:
         self._config = config
         self._output = output
         self._lines = _Lines()
-        self._stop = ""
+        self._stop: str | None = None
         self._timed_out = False
         self.boots = [prepare(domain, progress) for domain in config.domains]
         self.machine = Machine(config, self._console_of)
@@ -138,7 +138,7 @@ class Session:
             self.machine.type(self.domains[0], data)
 
     def leave(self, message: str) -> None:
-        """End the run from the machine's own thread."""
+        """End the run, from the machine's own thread or a signal's handler; `message` says why, if anybody is to know."""
         self._stop = message
 
     def run(self, timeout: float | None = None) -> Outcome:
@@ -149,7 +149,7 @@ class Session:
         try:
             self.domains = [self.machine.start(boot) for boot in self.boots]
             self.boots = []
-            self.machine.run(lambda: bool(self._stop))
+            self.machine.run(lambda: self._stop is not None)
         except Stalled:
             message = "every domain waits, and with a virtual clock nothing can come from outside"
         finally:
@@ -183,7 +183,7 @@ class Session:
         status = self._status(message)
         if status == GUEST_FAILED and self._is_silent():
             message = "the guest ended without telling the command's exit status"
-        return Outcome(status, seconds, message or self._stop, shutdowns, reports, bugs)
+        return Outcome(status, seconds, message or self._stop or "", shutdowns, reports, bugs)
 
     def _status(self, message: str) -> int:
         if any(domain.bug for domain in self.domains):
@@ -196,7 +196,7 @@ class Session:
 
     def _is_silent(self) -> bool:
         """Whether the first domain was to run a command, and ended by itself without telling how that went."""
-        return self._config.domains[0].command is not None and self._lines.status is None and not self._stop
+        return self._config.domains[0].command is not None and self._lines.status is None and self._stop is None
 
     def close(self) -> None:
         self.machine.close()
