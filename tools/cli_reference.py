@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from xenolith.cli.main import VERBS, cli
+from xenolith.cli.main import VERBS
+from xenolith.cli.verbs import cli
 
 _HEAD: Final = """\
 # The command line
@@ -46,7 +47,8 @@ def document() -> str:
 
 
 def _verb(name: str) -> Iterator[str]:
-    context = click.Context(cli, info_name="xenolith")
+    # click keeps a command's help option as it first made it, so that the settings must be the real ones.
+    context = cli.make_context("xenolith", [], resilient_parsing=True)
     command = cli.get_command(context, name)
     assert command is not None
     context = click.Context(command, info_name=name, parent=context)

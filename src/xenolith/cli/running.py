@@ -79,6 +79,7 @@ def run_machine(
     as_json: bool,
 ) -> int:
     """Run a machine with this terminal as the console of its first domain. Returns the exit status."""
+    from xenolith.cli.signals import end, heard
     from xenolith.cli.terminal import progress_bar
     from xenolith.observe.report import Symbols
     from xenolith.toolstack.session import OUR_BUG, Session
@@ -90,10 +91,19 @@ def run_machine(
     names = Symbols.read(symbols) if symbols is not None else Symbols()
     with progress_bar() as progress:
         session = Session(config, _writer(output.fileno()), progress)
+    signals: list[int] = []
+
+    def leave(number: int) -> None:
+        signals.append(number)
+        session.leave("")
+
     try:
-        with _event_log(session.machine.hv, log), _keyboard(session):
+        # An exception out of a signal's handler could be lost in a callback of the engine.
+        with _event_log(session.machine.hv, log), _keyboard(session), heard(leave):
             outcome = session.run(timeout)
-    except (KeyboardInterrupt, UserError):
+        if signals:
+            end(signals[0])
+    except UserError:
         raise
     except Exception:
         _report_bug(session)
