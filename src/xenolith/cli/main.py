@@ -25,7 +25,7 @@ INTERRUPTED: Final = 130
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the user's mistake, 2 usage, 3-6 of a guest, 128 + n ended by signal n."""
+    """Run the command line and exit: 0 done, 1 the user's mistake, 2 usage, 3-6 of a guest, 128 + n by signal n."""
     from xenolith.cli.signals import Interrupted, end, heard
 
     try:

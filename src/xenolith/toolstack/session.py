@@ -138,7 +138,7 @@ class Session:
             self.machine.type(self.domains[0], data)
 
     def leave(self, message: str) -> None:
-        """End the run, from the machine's own thread or a signal's handler; `message` says why, if anybody is to know."""
+        """End the run, from any thread or a signal's handler; `message` says why, if that is to be told."""
         self._stop = message
 
     def run(self, timeout: float | None = None) -> Outcome:
