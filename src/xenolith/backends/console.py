@@ -29,9 +29,16 @@ class ConsoleRing:
         self._sink = sink
         self._notify = notify
         self._input = bytearray()
+        self._closed = False
+
+    def close(self) -> None:
+        """Leave the page alone from now on: it may belong to somebody else."""
+        self._closed = True
 
     def service(self) -> None:
         """Take what the guest has printed, and give it what was typed."""
+        if self._closed:
+            return
         moved = self._take()
         moved |= self._give()
         if moved:
@@ -39,6 +46,8 @@ class ConsoleRing:
 
     def type(self, data: bytes) -> None:
         """Input for the guest; it waits here while the ring is full, up to a mebibyte."""
+        if self._closed:
+            return
         self._input += data[: _PENDING_LIMIT - len(self._input)]
         if self._give():
             self._notify()

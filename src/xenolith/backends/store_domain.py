@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xenolith.abi.event_channel import VIRQ_DOM_EXC
 from xenolith.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from xenolith.backends.store import StoreRing
 from xenolith.hypervisor.domain import Capability, Domain
@@ -14,27 +17,54 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """A domain that is served: its ring, the port for it, and the handle of the ring's grant."""
+
+    domain: Domain
+    ring: StoreRing
+    port: int
+    handle: int
+
+
 class StoreService:
-    """Serves xenstore through the grants and event channels that the domains' builder gave to this domain."""
+    """Serves xenstore through the grants and event channels that the domains' builder gave to this domain.
+
+    It hears of domains that are gone by VIRQ_DOM_EXC, lets go of them, and calls `released` with their domids.
+    """
 
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
-        self._rings: dict[int, StoreRing] = {}
+        self._clients: dict[int, _Client] = {}
+        self.released: list[Callable[[int], None]] = []
         self.domain: Domain = hv.create_native_domain("store", Capability.STORE, self._serve)
         self.store = Store(self.domain.domid)
+        self.domain.events.bind_virq(VIRQ_DOM_EXC, 0)
 
     def attach(self, guest: Domain, guest_port: int) -> None:
         """Introduce `guest`, which granted its ring and allocated `guest_port` for this domain."""
-        _handle, mfn = self.domain.grants.map_frame(guest.domid, GNTTAB_RESERVED_XENSTORE)
+        handle, mfn = self.domain.grants.map_frame(guest.domid, GNTTAB_RESERVED_XENSTORE)
         port = self.domain.events.bind_interdomain(guest, guest_port)
         connection = self.store.connect(guest.domid)
-        self._rings[port] = StoreRing(self._hv.ram.frame(mfn), connection, lambda: self.domain.events.send(port))
+        ring = StoreRing(self._hv.ram.frame(mfn), connection, lambda: self.domain.events.send(port))
+        self._clients[guest.domid] = _Client(guest, ring, port, handle)
+
+    def detach(self, domid: int) -> None:
+        """Let go of a domain that is gone: its ring, the port for it, its watches and transactions."""
+        client = self._clients.pop(domid)
+        self.store.disconnect(domid)
+        self.domain.events.close(client.port)
+        self.domain.grants.unmap_frame(client.handle)
 
     def _serve(self) -> None:
         take_pending(self._hv, self.domain)
+        for domid in [domid for domid, client in self._clients.items() if client.domain.is_dying]:
+            self.detach(domid)
+            for tell in self.released:
+                tell(domid)
         while self._serve_all():  # what one domain writes, others watch
             pass
 
     def _serve_all(self) -> bool:
-        served = [ring.service() for ring in self._rings.values()]
+        served = [client.ring.service() for client in self._clients.values()]
         return any(served)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from xenolith.abi.errno import EINVAL, ENOMEM, ESRCH, XenError
+from xenolith.abi.event_channel import VIRQ_DOM_EXC
 from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
@@ -23,7 +24,7 @@ from xenolith.hypervisor.cpuid import CpuidPolicy
 from xenolith.hypervisor.crash import CrashReport, describe
 from xenolith.hypervisor.descriptors import DescriptorTables
 from xenolith.hypervisor.domain import Capability, Domain
-from xenolith.hypervisor.events import EventChannels
+from xenolith.hypervisor.events import EventChannels, raise_global_virq
 from xenolith.hypervisor.frames import (
     FLAG_ALLOCATED,
     FLAG_PINNED,
@@ -363,6 +364,7 @@ class Hypervisor:
         domain.pause_count += 1
         self.reschedule = True
         self.publish("shutdown", domid=domain.domid, reason=reason)
+        raise_global_virq(self, VIRQ_DOM_EXC)
         if Capability.HARDWARE in domain.capabilities and reason != SHUTDOWN_suspend:
             actions = {SHUTDOWN_poweroff: "off", SHUTDOWN_reboot: "reboot", SHUTDOWN_watchdog: "reboot"}
             self.power(actions.get(reason, "crash"))
@@ -413,6 +415,7 @@ class Hypervisor:
         del self.domains[domain.domid]
         self._cpuid.pop(domain.domid, None)
         self.publish("destroy", domid=domain.domid)
+        raise_global_virq(self, VIRQ_DOM_EXC)
 
     # -- running ------------------------------------------------------------------------------------------------------
 

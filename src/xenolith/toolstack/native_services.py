@@ -39,6 +39,7 @@ class NativeServices:
     def __init__(self, hv: Hypervisor) -> None:
         self._consoles = ConsoleService(hv)
         self._stores = StoreService(hv)
+        self._stores.released.append(self._consoles.detach)
 
     def console_port(self, domain: Domain) -> int:
         """A port of `domain` for its console."""
