@@ -13,7 +13,8 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
 
 from xenolith.cpu.engine import Engine
 from xenolith.machine.clock import Clock, VirtualClock
@@ -22,7 +23,10 @@ _READ_SIZE: Final = 4096
 _RETRY_S: Final = 0.001
 _FOREVER_S: Final = 3600.0
 """How long a thread sleeps at once when there is nothing to wait for, or for longer."""
+_WORKERS: Final = 4
 Receiver = Callable[[bytes], None]
+Action = Callable[[], None]
+T = TypeVar("T")
 
 
 class HostLoop:
@@ -32,7 +36,9 @@ class HostLoop:
         self._engine = engine
         self._clock = clock
         self._selector = selectors.DefaultSelector()
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[Action] = deque()
+        self._readable: dict[int, Action] = {}
+        self._workers: ThreadPoolExecutor | None = None
         self._arrived = threading.Condition()
         self._deadline: int | None = None
         self._sleeping_until: int | None = None
@@ -52,12 +58,41 @@ class HostLoop:
         self._selector.register(fd, selectors.EVENT_READ, receiver)
         self._wake()
 
-    def post(self, action: Callable[[], None]) -> None:
+    def post(self, action: Action) -> None:
         """Have `action` done in the machine's own thread, soon. May be called from any thread."""
         self._put(action)
         self._wake()
 
+    def watch_readable(self, fd: int, action: Action) -> None:
+        """Have `action` done in the machine's own thread whenever `fd` can be read, until `unwatch`; it reads."""
+        self._readable[fd] = action
+        self._selector.register(fd, selectors.EVENT_READ, action)
+        self._wake()
+
+    def unwatch(self, fd: int) -> None:
+        """Look at `fd` no more; to be called before it is closed."""
+        self._readable.pop(fd, None)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(fd)
+
+    def submit(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Do `work` in another thread; `done` gets its result or its error, in the machine's own thread."""
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(_WORKERS, "xenolith-io")
+
+        def do() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                self.post(lambda error=error: done(None, error))  # type: ignore[misc]
+            else:
+                self.post(lambda: done(result, None))
+
+        self._workers.submit(do)
+
     def close(self) -> None:
+        if self._workers is not None:
+            self._workers.shutdown(cancel_futures=True)
         self._closing = True
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(self._previous_wakeup)
@@ -102,7 +137,7 @@ class HostLoop:
         while not self._closing:
             deadline = self._deadline
             timeout = self._seconds_until(deadline)
-            if timeout <= 0:
+            if timeout <= 0 or self._inbox:
                 # The engine may not run yet, or may just be starting: keep kicking until the machine has noticed.
                 self._engine.kick()
                 timeout = _RETRY_S
@@ -110,7 +145,24 @@ class HostLoop:
             ready = self._selector.select(timeout)
             self._sleeping_until = None
             for key, _events in ready:
-                self._receive(key.fd, key.data)
+                if key.fd in self._readable:
+                    self._report_readable(key.fd)
+                else:
+                    self._receive(key.fd, key.data)
+
+    def _report_readable(self, fd: int) -> None:
+        """Say so once, and look again when that has been answered."""
+        self._selector.unregister(fd)
+
+        def answer() -> None:
+            action = self._readable.get(fd)
+            if action is None:
+                return
+            action()
+            if self._readable.get(fd) is action:
+                self._selector.register(fd, selectors.EVENT_READ, action)
+
+        self._put(answer)
 
     def _receive(self, fd: int, receiver: Receiver | None) -> None:
         try:
@@ -145,6 +197,17 @@ class VirtualHost:
         self._clock = clock
         self._outside = HostLoop(engine, clock)
         self.post = self._outside.post
+        self.watch_readable = self._outside.watch_readable
+        self.unwatch = self._outside.unwatch
+
+    def submit(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        """Do `work` at once, so that every run goes the same way."""
+        try:
+            result = work()
+        except Exception as error:
+            done(None, error)
+        else:
+            done(result, None)
 
     def poll(self) -> None:
         self._outside.poll()

@@ -1,0 +1,1 @@
+"""Native control domains: small domains whose code is Python, each with one task and what it needs for that."""
