@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class Access:
         self._outside = outside
         self._on_failure = on_failure
         self._watched: set[int] = set()
+        self._working = 0
+        self._rested = threading.Condition()
         self._closed = False
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -72,12 +75,24 @@ class Access:
             else:
                 self._guarded(lambda: future.set_result(result))  # type: ignore[arg-type]
 
-        self._outside.submit(work, done)
+        with self._rested:
+            self._working += 1
+        self._outside.submit(lambda: self._work(work), done)
         return future
 
+    def _work(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        finally:
+            with self._rested:
+                self._working -= 1
+                self._rested.notify_all()
+
     def close(self) -> None:
-        """The service is gone."""
+        """The service is gone. Work that other threads do for it is waited for: it may be in memory of guests."""
         self._closed = True
+        with self._rested:
+            self._rested.wait_for(lambda: not self._working)
         for fd in self._watched:
             self._outside.unwatch(fd)
         self._watched.clear()
