@@ -77,13 +77,11 @@ class ExitHandler(Protocol):
     def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
         """An exception: RIP at the faulting instruction, or after it for INT n (`software`). `address` is CR2."""
 
-    def on_port_in(self, port: int, size: int) -> int:
-        """IN of `size` bytes; RIP at the instruction. The answer is ignored after `fault_io`."""
+    def on_port_in(self, port: int, size: int) -> int | None:
+        """IN of `size` bytes; RIP at the instruction. None: the instruction faults with #GP(0)."""
 
-    def on_port_out(self, port: int, size: int, value: int) -> None: ...
-
-    def on_io_fault(self) -> None:
-        """The port access that `fault_io` was called for has not taken place; RIP at the instruction."""
+    def on_port_out(self, port: int, size: int, value: int) -> bool:
+        """OUT of `size` bytes; RIP at the instruction. False: the instruction faults with #GP(0)."""
 
     def on_cpuid(self) -> None:
         """CPUID was executed: put the answer into RAX, RBX, RCX and RDX."""
@@ -93,6 +91,9 @@ class ExitHandler(Protocol):
 
     def on_rdtscp(self) -> int:
         """What RDTSCP puts into RCX: TSC_AUX."""
+
+    def on_spin(self) -> None:
+        """PAUSE was executed many times, and nothing else was asked for: the processor waits for another one."""
 
     def on_failure(self, reason: str) -> None:
         """The engine cannot execute what the guest asks for."""
@@ -112,9 +113,6 @@ class Engine(Protocol):
 
     def run(self) -> None:
         """Execute the current processor until `stop` or `kick`."""
-
-    def fault_io(self) -> None:
-        """From within a port handler: the instruction faults. `on_io_fault` follows when the guest has stopped."""
 
     def stop(self) -> None:
         """From within a handler: `run` returns when the handler does."""

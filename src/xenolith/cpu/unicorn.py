@@ -103,6 +103,7 @@ _HF_SS32: Final = 1 << 5
 _HF_LMA: Final = 1 << 14
 _HF_CS64: Final = 1 << 15
 _HF_OSFXSR: Final = 1 << 22
+_HF_IOBPT: Final = 1 << 24
 # Relative to the debug registers.
 _ERROR_CODE: Final = -16
 _EXCEPTION_IS_INT: Final = -12
@@ -116,9 +117,14 @@ _ATTRIBUTE_LONG: Final = 1 << 21
 _ATTRIBUTE_BIG: Final = 1 << 22
 _CODE64: Final = 0x00A0FB00
 _DATA: Final = 0x00C0F300
+_GENERAL_PROTECTION: Final = 13
+_BREAK_ON_PORT: Final = 2 << 16 | 1
+"""DR7: an I/O breakpoint of one byte at DR0."""
 _NOWHERE: Final = 0xFFFF_0000_FFFF_0000
 """A stop address that no guest can reach."""
 _UNLIMITED: Final = 1 << 62
+_SPIN_ENTRIES: Final = 64
+"""After so many PAUSEs in one run a processor is taken to wait for another one. Each takes about 2 µs."""
 _COUNT_BLOCK: Final = bytes.fromhex("89d2 48015108 482911 7801 c3 488b4110 c70001000000 488b7918 ff6120")
 """A block hook (edx: bytes in the block; rcx: left, done, address of `_stopping`, processor, cpu_exit), because a call
 into Python for each block would cost a hundred times more: mov edx, edx; add [rcx+8], rdx; sub [rcx], rdx; js +1; ret;
@@ -285,6 +291,7 @@ class UnicornEngine:
         self._current: UnicornCpu | None = None
         self._handler: ExitHandler | None = None
         self._stopping = ctypes.c_uint32()
+        self._entries = 0
         self._emu_start = self._lib.uc_emu_start
         self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
         self.preemptible = False
@@ -294,7 +301,7 @@ class UnicornEngine:
         self._template = self._make_template()
         self._work: ctypes.Array[ctypes.c_int64] | None = None
         self._failure: BaseException | None = None
-        self._io_fault: bytes | None = None
+        self._denied: bytes | None = None
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         self._ram = ram
 
@@ -392,7 +399,7 @@ class UnicornEngine:
         cpu.load_segment(SS, 0x2B, 0, 0xFFFFFFFF, _DATA)
         for segment in (ES, 3, FS, GS):
             cpu.load_segment(segment, 0, 0, 0, 0)
-        cpu.longs[_HFLAGS // 4] |= 3 | _HF_LMA | _HF_OSFXSR
+        cpu.longs[_HFLAGS // 4] |= 3 | _HF_LMA | _HF_OSFXSR | _HF_IOBPT
         cpu.flags = IF
         return bytes(cpu.regs.cast("B"))
 
@@ -430,7 +437,8 @@ class UnicornEngine:
         return proven
 
     def _watch_for_stops(self) -> bool:
-        """Be called whenever the library begins to execute, also after `cpu_exit` made it pause between two blocks.
+        """Be called whenever the library begins to execute, also after `cpu_exit` made it pause between two blocks, and
+        after each PAUSE of the guest.
 
         The library calls a method of its processor class then; a pointer to it stands in the processor object.
         """
@@ -446,6 +454,9 @@ class UnicornEngine:
 
         def enter(processor: int) -> None:
             begin(processor)
+            self._entries += 1
+            if self._entries > _SPIN_ENTRIES:
+                self._spin()
             if self._stopping.value:
                 self._stopping.value = 0
                 self._lib.uc_emu_stop(self._uc)
@@ -454,6 +465,15 @@ class UnicornEngine:
         self._keep.append(callback)
         ctypes.c_void_p.from_address(processor + at).value = ctypes.cast(callback, ctypes.c_void_p).value
         return True
+
+    def _spin(self) -> None:
+        self._entries = 0
+        if self._handler is None:
+            return
+        try:
+            self._handler.on_spin()
+        except BaseException as error:
+            self._guard(error)
 
     def _prove_exceptions(self, ram: Ram, scratch: int) -> None:
         """Prove that faults can follow one another, and where their error codes are; else this library is unusable.
@@ -543,8 +563,9 @@ class UnicornEngine:
 
         def intr(_uc: int, vector: int) -> None:
             longs[old_at] = -1
-            if self._io_fault is not None:
-                return
+            if self._denied is not None:
+                self._undo_denied()
+                vector, longs[error_at], longs[is_int_at] = _GENERAL_PROTECTION, 0, 0
             try:
                 on_exception(vector, longs[error_at] & 0xFFFFFFFF, words[cr2_at], longs[is_int_at] != 0)
             except BaseException as error:
@@ -561,8 +582,6 @@ class UnicornEngine:
         on_syscall = handler.on_syscall
 
         def syscall() -> None:
-            if self._io_fault is not None:
-                return
             words[RIP] += 2
             try:
                 on_syscall()
@@ -571,8 +590,6 @@ class UnicornEngine:
             words[RIP] = (words[RIP] - 2) & 0xFFFFFFFFFFFFFFFF
 
         def sysenter() -> None:
-            if self._io_fault is not None:
-                return
             words[RIP] += 2
             try:
                 handler.on_sysenter()
@@ -581,19 +598,19 @@ class UnicornEngine:
             words[RIP] = (words[RIP] - 2) & 0xFFFFFFFFFFFFFFFF
 
         def port_in(_uc: int, port: int, size: int) -> int:
-            if self._io_fault is not None:
-                return 0
             try:
-                return handler.on_port_in(port, size)
+                value = handler.on_port_in(port, size)
+                if value is not None:
+                    return value
+                self._deny(port)
             except BaseException as error:
                 guard(error)
-                return 0
+            return 0
 
         def port_out(_uc: int, port: int, size: int, value: int) -> None:
-            if self._io_fault is not None:
-                return
             try:
-                handler.on_port_out(port, size, value)
+                if not handler.on_port_out(port, size, value):
+                    self._deny(port)
             except BaseException as error:
                 guard(error)
 
@@ -656,12 +673,11 @@ class UnicornEngine:
 
     def run(self) -> None:
         """Execute the current processor until `stop` or `kick`. Raises what a handler raised."""
+        self._entries = 0
         result = self._emu_start(self._uc, self._words[RIP], _NOWHERE, 0, 0)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if self._io_fault is not None:
-            self._finish_io_fault()
         if result and self._handler is not None:
             self._handler.on_failure(f"the emulator cannot go on (Unicorn error {result})")
 
@@ -672,21 +688,21 @@ class UnicornEngine:
         else:
             self._lib.uc_emu_stop(self._uc)
 
-    def fault_io(self) -> None:
-        """IN and OUT cannot fault in the library: the rest of the block runs, and the registers are put back then.
+    def _deny(self, port: int) -> None:
+        """Let the IN or OUT that is being executed fault.
 
-        What the few instructions behind the access store to the guest's own memory stays stored.
+        The library does not check the right to use a port, but it does look for a breakpoint on it once the access is
+        done, before the next instruction. So there is one now, and its #DB is made the #GP that should have been. (An
+        INS has cleared its destination by then.)
         """
-        if self._io_fault is None:
-            self._io_fault = bytes(self._live)
-        self.stop()
+        self._denied = bytes(self._live)
+        self._words[self.debug_word] = port
+        self._words[self.debug_word + 7] = _BREAK_ON_PORT
 
-    def _finish_io_fault(self) -> None:
-        assert self._io_fault is not None
-        self._live[:] = self._io_fault
-        self._io_fault = None
-        if self._handler is not None:
-            self._handler.on_io_fault()
+    def _undo_denied(self) -> None:
+        assert self._denied is not None
+        self._live[:] = self._denied
+        self._denied = None
 
     def kick(self) -> None:
         if self.preemptible:

@@ -165,21 +165,22 @@ class Traps:
             self.inject(vcpu, vector, error_code)
         self.resume(vcpu)
 
-    def on_port_in(self, port: int, size: int) -> int:
+    def on_port_in(self, port: int, size: int) -> int | None:
         vcpu = self.current
         if not ioports.permitted(self._hv, vcpu, port, size):
             self._deny_io(vcpu, port)
-            return 0xFFFFFFFF
+            return None
         return ioports.read(self._hv, vcpu, port, size)
 
-    def on_port_out(self, port: int, size: int, value: int) -> None:
+    def on_port_out(self, port: int, size: int, value: int) -> bool:
         vcpu = self.current
         if not ioports.permitted(self._hv, vcpu, port, size):
             self._deny_io(vcpu, port)
-            return
+            return False
         ioports.write(self._hv, vcpu, port, size, value)
         if not vcpu.runnable:
             self._hv.engine.stop()
+        return True
 
     def on_cpuid(self) -> None:
         emulate.cpuid(self._hv, self.current)
@@ -190,9 +191,11 @@ class Traps:
     def on_rdtscp(self) -> int:
         return msr.tsc_aux(self.current)
 
-    def on_io_fault(self) -> None:
-        self.inject(self.current, GENERAL_PROTECTION, 0)
-        self.resume(self.current)
+    def on_spin(self) -> None:
+        """A vCPU that waits for another one, busily, does so in vain while the other cannot run."""
+        self._hv.scheduler.yielded(self.current)
+        if self._hv.reschedule:
+            self._hv.engine.stop()
 
     def on_failure(self, reason: str) -> None:
         self._hv.crash(self.current, reason)
@@ -431,7 +434,6 @@ class Traps:
 
     def _deny_io(self, vcpu: Vcpu, port: int) -> None:
         self._hv.publish("io-denied", domid=vcpu.domain.domid, vcpu=vcpu.vcpu_id, port=port)
-        self._hv.engine.fault_io()
 
 
 def call(handler: Handler, hv: Hypervisor, vcpu: Vcpu, count: int, four: tuple[int, int, int, int]) -> int | None:

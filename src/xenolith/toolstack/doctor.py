@@ -276,11 +276,9 @@ class _Bench:
         self.on_failure("in")
         return 0
 
-    def on_port_out(self, port: int, size: int, value: int) -> None:
+    def on_port_out(self, port: int, size: int, value: int) -> bool:
         self.on_failure("out")
-
-    def on_io_fault(self) -> None:
-        self.on_failure("port fault")
+        return True
 
     def on_cpuid(self) -> None:
         self.on_failure("cpuid")
@@ -292,6 +290,9 @@ class _Bench:
     def on_rdtscp(self) -> int:
         self.on_failure("rdtscp")
         return 0
+
+    def on_spin(self) -> None:
+        self.on_failure("pause")
 
     def on_failure(self, reason: str) -> None:
         raise UserError(f"the engine failed its test: {reason}", "pip install --force-reinstall unicorn==2.1.4")

@@ -109,14 +109,12 @@ class Bench:
     def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
         self._exit("exception", vector, error_code, address, software)
 
-    def on_port_in(self, port: int, size: int) -> int:
-        return int(self._exit("in", port, size, default=0))
+    def on_port_in(self, port: int, size: int) -> int | None:
+        answer = self._exit("in", port, size, default=0)
+        return None if answer is None else int(answer)
 
-    def on_port_out(self, port: int, size: int, value: int) -> None:
-        self._exit("out", port, size, value)
-
-    def on_io_fault(self) -> None:
-        self._exit("io_fault")
+    def on_port_out(self, port: int, size: int, value: int) -> bool:
+        return bool(self._exit("out", port, size, value, default=True))
 
     def on_cpuid(self) -> None:
         self._exit("cpuid")
@@ -126,6 +124,9 @@ class Bench:
 
     def on_rdtscp(self) -> int:
         return int(self._exit("rdtscp", default=0))
+
+    def on_spin(self) -> None:
+        self._exit("spin")
 
     def on_failure(self, reason: str) -> None:
         self._exit("failure", reason)

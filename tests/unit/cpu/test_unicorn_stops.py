@@ -108,6 +108,16 @@ def test_a_stop_inside_a_handler_comes_at_the_end_of_the_block(bench: Bench) -> 
     assert (bench["rbx"], bench["rip"]) == (1, CODE + 6)
 
 
+def test_a_processor_that_waits_busily_is_told_of(bench: Bench) -> None:
+    """inc rbx; pause; and again. A few PAUSEs are nobody's concern, and a stop takes effect between two of them."""
+    assert bench.run("48ffc3 f390 ebf9", rbx=0) == [("spin",)]
+    assert 16 < bench["rbx"] < 1000
+    assert bench["rip"] == CODE + 5
+    told = bench["rbx"]
+    bench.resume()
+    assert bench["rbx"] == 2 * told
+
+
 def test_no_exit_is_lost_while_a_stop_is_pending(bench: Bench) -> None:
     """CPUID, RDTSC, RDTSCP, SYSENTER after a stop in the same block must still be the handler's to answer."""
     bench.on["rdtsc"] = lambda: 0x1122_3344_5566_7788
