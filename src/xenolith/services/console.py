@@ -74,7 +74,7 @@ class Terminal:
 
 
 class Terminals:
-    """All consoles of a machine, by domid. They stay while the machine runs, so that a dead guest's can still be read."""
+    """All consoles of a machine, by domid. A dead guest's can still be read."""
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
@@ -107,11 +107,14 @@ class ConsoleService:
         self._served: dict[int, tuple[Mapping, int]] = {}
 
     async def start(self) -> None:
-        await self._context.store.watch(self._root, lambda _: self._context.tasks.spawn(self._look()))
+        await self._context.store.watch(self._root, self._noticed)
 
     def stop(self) -> None:
         for domid in self._served:
             self._terminals.of(domid).keys = lambda data: None
+
+    def _noticed(self, path: str) -> None:
+        self._context.tasks.spawn(self._look())
 
     async def _look(self) -> None:
         store = self._context.store
