@@ -22,6 +22,7 @@ from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.frames import NOBODY
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.host import HostLoop
+from xenolith.toolstack.images import Prepared
 from xenolith.toolstack.machine import Boot, Machine
 
 PAGE: Final = 4096
@@ -109,7 +110,7 @@ class TestMachine:
     ) -> PvGuest:
         """Build a guest and let it run until it waits for its first step."""
         config = DomainConfig(name, memory=memory, vcpus=vcpus, capabilities=capabilities)
-        domain = self._machine.start(Boot(config, self.image.kernel, None))
+        domain = self._machine.start(Boot(config, Prepared(self.image.kernel, None, config.cmdline)))
         guest = PvGuest(self, domain.domid)
         self.run(lambda: domain.vcpus[0].polling)
         return guest

@@ -125,6 +125,11 @@ class Mapping:
     """The handles of the grants; empty for frames that were mapped by control over their owner."""
     _kernel: NativeKernel
 
+    @property
+    def machine(self) -> memoryview:
+        """The machine's memory, for who finds the pages in it by their frames. Only the mapped ones may be touched."""
+        return self._kernel.machine_memory
+
     def unmap(self) -> None:
         self._kernel.unmap(self)
 
@@ -156,6 +161,10 @@ class NativeKernel:
     @property
     def domid(self) -> int:
         return self.domain.domid
+
+    @property
+    def machine_memory(self) -> memoryview:
+        return self._hv.ram.bytes
 
     def _start_afresh(self) -> None:
         self._handlers: dict[int, Handler] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xenolith.abi.errno import XenError
-from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_watchdog
+from xenolith.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_soft_reset, SHUTDOWN_suspend
 from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
 from xenolith.backends.console import ConsoleRing
 from xenolith.cpu.unicorn import UnicornEngine
@@ -18,12 +18,12 @@ from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.machine import Hypervisor
 from xenolith.loader import pv
-from xenolith.loader.image import KernelImage
 from xenolith.machine.clock import HostClock, VirtualClock
 from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
 from xenolith.machine.ram import Ram
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
+from xenolith.toolstack.images import Prepared
 from xenolith.toolstack.native_services import NativeServices
 from xenolith.toolstack.serial_line import SerialLine
 
@@ -44,8 +44,7 @@ class Boot:
     """What one domain starts with."""
 
     config: DomainConfig
-    image: KernelImage
-    ramdisk: bytes | memoryview | None
+    prepared: Prepared
 
 
 class Machine:
@@ -108,10 +107,10 @@ class Machine:
         config = boot.config
         frames = config.memory >> 12
         spec = pv.PvSpec(
-            image=boot.image,
+            image=boot.prepared.image,
             memory_frames=frames,
-            ramdisk=boot.ramdisk,
-            cmdline=config.cmdline,
+            ramdisk=boot.prepared.ramdisk,
+            cmdline=boot.prepared.cmdline,
             flags=_flags(config.capabilities),
         )
         layout = pv.plan(spec)
@@ -185,13 +184,17 @@ class Machine:
             self._serial.close()
 
 
+_HEALTHY_REASONS: Final = (SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_soft_reset)
+
+
 def runs(domain: Domain) -> bool:
     """Whether it is a guest that has not stopped."""
-    return domain.max_frames > 0 and domain.shutdown_code is None
+    return domain.max_frames > 0 and domain.shutdown_code is None and not domain.is_dying
 
 
 def crashed(domain: Domain) -> bool:
-    return domain.shutdown_code in (SHUTDOWN_crash, SHUTDOWN_watchdog)
+    """Whether it has stopped for another reason than one that a healthy guest gives."""
+    return domain.shutdown_code is not None and domain.shutdown_code not in _HEALTHY_REASONS
 
 
 def _ram_ranges(memory_map: MemoryMap) -> list[range]:

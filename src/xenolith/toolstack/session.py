@@ -8,13 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Domain
-from xenolith.loader import kernels
-from xenolith.loader.image import KernelImage
-from xenolith.loader.ramdisk import read_ramdisk
-from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.config import MachineConfig
 from xenolith.toolstack.host import Stalled
+from xenolith.toolstack.images import Progress, prepare
 from xenolith.toolstack.machine import Boot, Machine, crashed
 
 if TYPE_CHECKING:
@@ -27,7 +24,6 @@ OUR_BUG: Final = 5
 TIME_LIMIT: Final = 6
 _NAMES: Final = {0: "poweroff", 1: "reboot", 2: "suspend", 3: "crash", 4: "watchdog", 5: "soft reset"}
 _LINE_LIMIT: Final = 4096
-Progress = Callable[[str, float], None]
 
 
 @dataclass(slots=True)
@@ -42,53 +38,8 @@ class Outcome:
     bugs: list[str] = field(default_factory=list)
 
 
-def prepare(config: DomainConfig, progress: Progress) -> Boot:
-    """Find and read what a domain starts with. UserError if it cannot be had or cannot boot."""
-    kernel = kernels.find(config.kernel, progress)
-    image = KernelImage.read(kernel.path)
-    if not image.verdict.bootable:
-        raise UserError(
-            f"{kernel.path} cannot be booted: {image.verdict.sentence}", "'xenolith kernels' lists what can be"
-        )
-    linux = image.notes is not None and image.notes.is_linux
-    ramdisk: bytes | memoryview | None = None
-    if config.ramdisk is not None:
-        ramdisk = read_ramdisk(config.ramdisk, linux=linux)
-    elif linux:
-        ramdisk = _ramdisk(kernel, config, progress)
-    if config.command is not None and (config.ramdisk is not None or not linux):
-        raise UserError(
-            "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
-        )
-    if linux:
-        config.cmdline = linux_cmdline(config.cmdline, config.vcpus)
-    return Boot(config, image, ramdisk)
-
-
-def linux_cmdline(given: str, vcpus: int) -> str:
-    """What a Linux guest is told: the user's words, after those that every guest here should have.
-
-    With one vCPU Linux would patch the LOCK prefixes out of its own code, which needs tens of thousands of page-table
-    updates and gains nothing on an emulated processor.
-    """
-    defaults = [] if any(word.startswith("console=") for word in given.split()) else ["console=hvc0"]
-    if vcpus == 1:
-        defaults.append("noreplace-smp")
-    return " ".join([*defaults, given]).rstrip()
-
-
-def _ramdisk(kernel: kernels.Kernel, config: DomainConfig, progress: Progress) -> bytes:
-    from xenolith.loader import registry
-    from xenolith.loader.initramfs import Initramfs, standard_modules
-    from xenolith.loader.modules import ModuleTree
-
-    tree = ModuleTree(kernel.modules) if kernel.modules else None
-    return Initramfs(
-        busybox=registry.busybox() or registry.pull_busybox(progress),
-        command=config.command,
-        modules=standard_modules(tree),
-        module_tree=tree,
-    ).build()
+def _reason(code: int) -> str:
+    return _NAMES.get(code, f"number {code}, which Xen has no name for")
 
 
 class _Lines:
@@ -119,7 +70,7 @@ class Session:
         self._lines = _Lines()
         self._stop: str | None = None
         self._timed_out = False
-        self.boots = [prepare(domain, progress) for domain in config.domains]
+        self.boots = [Boot(domain, prepare(domain, progress)) for domain in config.domains]
         self.machine = Machine(config, self._console_of)
         self.domains: list[Domain] = []
 
@@ -175,7 +126,7 @@ class Session:
     def _outcome(self, seconds: float, message: str) -> Outcome:
         reports = [domain.crash_report for domain in self.domains if domain.crash_report is not None]
         shutdowns = {
-            domain.name: _NAMES.get(domain.shutdown_code, "unknown")
+            domain.name: _reason(domain.shutdown_code)
             for domain in self.domains
             if domain.shutdown_code is not None
         }
@@ -183,7 +134,8 @@ class Session:
         status = self._status(message)
         if status == GUEST_FAILED and self._is_silent():
             message = "the guest ended without telling the command's exit status"
-        return Outcome(status, seconds, message or self._stop or "", shutdowns, reports, bugs)
+        message = message or self._stop or self._unreported_crash()
+        return Outcome(status, seconds, message, shutdowns, reports, bugs)
 
     def _status(self, message: str) -> int:
         if any(domain.bug for domain in self.domains):
@@ -193,6 +145,13 @@ class Session:
         if message or any(crashed(domain) for domain in self.domains):
             return GUEST_CRASHED
         return GUEST_FAILED if self._lines.status or self._is_silent() else ENDED
+
+    def _unreported_crash(self) -> str:
+        """What there is to say of a guest that ended itself as crashed, so that the hypervisor has no report of it."""
+        for domain in self.domains:
+            if crashed(domain) and domain.crash_report is None and domain.shutdown_code is not None:
+                return f"{domain.name} shut itself down and gave as its reason: {_reason(domain.shutdown_code)}"
+        return ""
 
     def _is_silent(self) -> bool:
         """Whether the first domain was to run a command, and ended by itself without telling how that went."""

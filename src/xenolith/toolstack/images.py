@@ -1,0 +1,87 @@
+"""What a guest starts with: its kernel found and read, its ramdisk read or made, its command line completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from xenolith.errors import UserError
+from xenolith.loader import kernels
+from xenolith.loader.image import KernelImage
+from xenolith.loader.ramdisk import read_ramdisk
+
+Progress = Callable[[str, float], None]
+
+
+class Wanted(Protocol):
+    """What is asked for; without a kernel the best one that can be found is taken."""
+
+    @property
+    def kernel(self) -> str | None: ...
+    @property
+    def ramdisk(self) -> Path | None: ...
+    @property
+    def cmdline(self) -> str: ...
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def command(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a guest starts with."""
+
+    image: KernelImage
+    ramdisk: bytes | memoryview | None
+    cmdline: str
+
+
+def prepare(wanted: Wanted, progress: Progress) -> Prepared:
+    """Find and read what a guest starts with. UserError if it cannot be had or cannot boot."""
+    kernel = kernels.find(wanted.kernel, progress)
+    image = KernelImage.read(kernel.path)
+    if not image.verdict.bootable:
+        raise UserError(
+            f"{kernel.path} cannot be booted: {image.verdict.sentence}", "'xenolith kernels' lists what can be"
+        )
+    linux = image.notes is not None and image.notes.is_linux
+    ramdisk: bytes | memoryview | None = None
+    if wanted.ramdisk is not None:
+        ramdisk = read_ramdisk(wanted.ramdisk, linux=linux)
+    elif linux:
+        ramdisk = _ramdisk(kernel, wanted.command, progress)
+    if wanted.command is not None and (wanted.ramdisk is not None or not linux):
+        raise UserError(
+            "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
+        )
+    cmdline = linux_cmdline(wanted.cmdline, wanted.vcpus) if linux else wanted.cmdline
+    return Prepared(image, ramdisk, cmdline)
+
+
+def linux_cmdline(given: str, vcpus: int) -> str:
+    """What a Linux guest is told: the user's words, after those that every guest here should have.
+
+    With one vCPU Linux would patch the LOCK prefixes out of its own code, which needs tens of thousands of page-table
+    updates and gains nothing on an emulated processor.
+    """
+    defaults = [] if any(word.startswith("console=") for word in given.split()) else ["console=hvc0"]
+    if vcpus == 1:
+        defaults.append("noreplace-smp")
+    return " ".join([*defaults, given]).rstrip()
+
+
+def _ramdisk(kernel: kernels.Kernel, command: str | None, progress: Progress) -> bytes:
+    from xenolith.loader import registry
+    from xenolith.loader.initramfs import Initramfs, standard_modules
+    from xenolith.loader.modules import ModuleTree
+
+    tree = ModuleTree(kernel.modules) if kernel.modules else None
+    return Initramfs(
+        busybox=registry.busybox() or registry.pull_busybox(progress),
+        command=command,
+        modules=standard_modules(tree),
+        module_tree=tree,
+    ).build()
