@@ -1,1 +1,1 @@
-"""Where the content of guests' disks is kept on the host: raw files and devices, overlays, and what NBD servers serve."""
+"""Where the content of guests' disks is kept on the host: raw files and devices, overlays, and NBD servers' exports."""

@@ -4,9 +4,9 @@ The file is, one after the other and each a multiple of 4096 bytes long: a heade
 *safe*, the bitmap of those that are *present*, and the clusters at the places that they have in the disk.
 
 A cluster's bit is set in the second bitmap before its first write is answered, so that code that is started again
-finds all that was answered. The first bitmap gets it in a flush, after the data is on the disk, so that it never names a
-cluster that a loss of power has taken. Which of them counts is told by the header: the second one only for the host's
-boot in which it was written, since only then nothing of it can be missing.
+finds all that was answered. The first bitmap gets it in a flush, after the data is on the disk, so that it never names
+a cluster that a loss of power has taken. Which of them counts is told by the header: the second one only for the
+host's boot in which it was written, since only then nothing of it can be missing.
 """
 
 from __future__ import annotations
@@ -119,14 +119,13 @@ def create(file: File, size: int, base_stamp: int, boot: str) -> None:
 class Overlay:
     """An Image. `file` has the header `header`, `base` is as long as that says and is never written."""
 
-    readonly = False
-
     def __init__(self, file: File, header: Header, base: Image, boot: str) -> None:
         self._file = file
         self._base = base
         self._header = header
         self._cluster = header.cluster_bytes
         self._data_at = header.data_at
+        self.readonly = False
         self.size = header.size
         self.physical_sector_size = base.physical_sector_size
         self.discard_granularity = self._cluster if file.can_punch() else 0

@@ -1,0 +1,1 @@
+"""The back end of PV disks (public/io/blkif.h)."""
