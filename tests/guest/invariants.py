@@ -66,15 +66,19 @@ class _Census:
     def problems(self) -> list[str]:
         """What is wrong, in words; empty if nothing is."""
         self._count_frames()
-        for domain in self._hv.domains.values():
+        alive = [domain for domain in self._hv.domains.values() if not domain.is_dead]
+        for domain in alive:
             self._count_domain(domain)
         self._count_tables()
         self._compare_counts()
         self._compare_linear()
-        for domain in self._hv.domains.values():
+        for domain in alive:
             self._check_foreign(domain)
             self._check_events(domain)
             self._check_perdomain(domain)
+        for domain in self._hv.domains.values():
+            if domain.is_dead:
+                self._check_dead(domain)
         self._check_grants()
         return self._problems
 
@@ -120,6 +124,13 @@ class _Census:
                 self._hold(mapping.active.mfn, kind)
             if mapping.flags & GNTMAP_device_map:
                 self._hold(mapping.active.mfn, kind)
+
+    def _check_dead(self, domain: Domain) -> None:
+        owned = int((self._frames.owners == domain.domid).sum())
+        if not owned or owned != domain.frames_left:
+            self._say(f"dead {domain} owns {owned} frames, {domain.frames_left} are said to be left of it")
+        if list(domain.events) or domain.grants._mappings or domain.grants.frames:
+            self._say(f"dead {domain} holds ports or grants")
 
     def _count_tables(self) -> None:
         frames = self._frames

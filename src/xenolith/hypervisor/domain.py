@@ -19,14 +19,16 @@ class Capability(Flag):
 
     NONE = 0
     CONTROL = auto()
-    """Act on other domains: build, inspect, pause and destroy them."""
+    """Act on other domains, or on those in `Domain.targets`: build, inspect, pause and destroy them."""
     HARDWARE = auto()
     """Ports, device memory, interrupts and power of the machine."""
     CONSOLE = auto()
     """Read and write the hypervisor's own console and log."""
     STORE = auto()
     """Serve xenstore: learn of domains that come and go."""
-    ALL = CONTROL | HARDWARE | CONSOLE | STORE
+    CREATE = auto()
+    """Make domains, and control those that it made."""
+    ALL = CONTROL | HARDWARE | CONSOLE | STORE | CREATE
 
 
 @dataclass(eq=False)
@@ -37,12 +39,29 @@ class Domain:
     name: str
     max_frames: int
     capabilities: Capability = Capability.NONE
+    targets: frozenset[int] | None = None
+    """The domids that CONTROL is over; None: everybody."""
+    creator: int | None = None
+    """The domain that made this one by hypercall, and controls it with CREATE; None for one made at power-on."""
     handle: uuid.UUID = field(default_factory=uuid.uuid4)
     shared_info_mfn: int = 0
+    max_vcpus: int = 0
     vcpus: list[Vcpu] = field(default_factory=list)
+    """As many as `max_vcpus` says, or none yet."""
     tot_frames: int = 0
+    claimed_frames: int = 0
+    """Frames that are kept for this domain until it takes them (XENMEM_claim_pages)."""
     pause_count: int = 0
+    """Reasons for which the domain does not run, those of control domains included."""
+    controller_pause_count: int = 0
+    was_started: bool = False
+    """Whether control domains have let it run once: what it is made of is fixed since then."""
     is_dying: bool = False
+    """Its end has begun: it runs no more and gets nothing more."""
+    is_dead: bool = False
+    """It holds nothing more. It stays until others have let go of its last frame."""
+    frames_left: int = 0
+    """Of a dead domain: its frames that others still hold."""
     shutdown_code: int | None = None
     announced_shutdown_code: int | None = None
     watchdogs: list[int] = field(default_factory=lambda: [0, 0])

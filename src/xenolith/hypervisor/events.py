@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xenolith.abi.errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, XenError
@@ -48,7 +49,7 @@ PER_VCPU_VIRQS: Final = frozenset((VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_X
 _GLOBAL_VIRQ_NEEDS: Final = {
     VIRQ_CONSOLE: Capability.CONSOLE,
     VIRQ_CON_RING: Capability.CONSOLE,
-    VIRQ_DOM_EXC: Capability.STORE | Capability.CONTROL,
+    VIRQ_DOM_EXC: Capability.STORE | Capability.CONTROL | Capability.CREATE,
 }
 """Any one of these capabilities lets a domain bind the VIRQ."""
 
@@ -207,9 +208,9 @@ class EventChannels:
         return (channel for channel in self._channels if channel.state != EVTCHNSTAT_closed)
 
     def _allocate(self) -> Channel:
-        """A closed port that may be bound. Raises XenError(ENOSPC), or XenError(EINVAL) for a dying domain."""
-        if self.domain.is_dying:
-            raise XenError(EINVAL, "the domain is dying")
+        """A closed port that may be bound. Raises XenError: ENOSPC, EINVAL for a domain that is dying or has no vCPUs."""
+        if self.domain.is_dying or not self.domain.vcpus:
+            raise XenError(EINVAL, "the domain is dying, or has no vCPU yet to be notified")
         limit = min(self.signalling.capacity, self.max_port + 1)
         for port in range(self._first_free, limit):
             if port == len(self._channels):
@@ -278,8 +279,8 @@ class EventChannels:
 
     def _require_virq(self, virq: int) -> None:
         needs = _GLOBAL_VIRQ_NEEDS.get(virq)
-        if needs and virq not in self.handled_virqs and not needs & self.domain.capabilities:
-            self._hv.policy.require(self.domain, needs, f"bind VIRQ {virq}")
+        if needs and virq not in self.handled_virqs:
+            self._hv.policy.require_any(self.domain, needs, f"bind VIRQ {virq}")
 
     def bind_ipi(self, vcpu_id: int) -> int:
         """A new port by which the domain interrupts its vCPU `vcpu_id`. Raises XenError: ENOENT, ENOSPC."""
@@ -465,10 +466,15 @@ class EventChannels:
         self.signalling.destroy()
         self.signalling = TwoLevel(self._hv, self.domain)
 
-    def destroy(self) -> None:
-        """Close all ports of a dying domain."""
+    def destroy(self, limit: int) -> bool:
+        """Close ports of a dying domain, at most `limit` at once. Returns whether all are closed."""
+        for channel in list(islice(self, limit)):
+            self.close(channel.port)
+        if next(iter(self), None) is not None:
+            return False
         self.reset()
         self.handled_virqs.clear()
+        return True
 
 
 def _no_irq(pirq: int, will_share: bool) -> None:

@@ -78,6 +78,9 @@ class FrameTable:
         self.flush: Callable[[], None] = lambda: None
         self.invalidate_code: Callable[[int, int], None] = lambda maddr, size: None
         self.on_free: Callable[[int, int], None] = lambda mfn, domid: None
+        """A frame of a domain's memory is free: its number, and whose it was."""
+        self.on_unshare: Callable[[int], None] = lambda domid: None
+        """A frame of the hypervisor that was lent to this domain is free."""
 
     # -- allocation ---------------------------------------------------------------------------------------------------
 
@@ -152,9 +155,7 @@ class FrameTable:
         return result
 
     def _own(self, mfns: npt.NDArray[np.int64], domid: int) -> None:
-        dirty = mfns[(self.all_flags[mfns] & FLAG_SCRUB) != 0]
-        for mfn in dirty.tolist():
-            self._scrub(mfn)
+        self._scrub(mfns[(self.all_flags[mfns] & FLAG_SCRUB) != 0])
         self.owners[mfns] = domid
         self.counts[mfns] = 1
         self.types[mfns] = TYPE_NONE
@@ -164,9 +165,12 @@ class FrameTable:
         if len(mfns) and int(self.stale_epochs[mfns].max()) == self.epoch:
             self.flush()
 
-    def _scrub(self, mfn: int) -> None:
-        self.ram.clear(mfn)
-        if self.flags[mfn] & FLAG_EXECUTABLE:
+    def _scrub(self, mfns: npt.NDArray[np.int64]) -> None:
+        """Clear frames, adjacent ones together."""
+        ends = np.flatnonzero(np.diff(mfns) != 1) + 1
+        for run in np.split(mfns, ends) if len(mfns) else ():
+            self.ram.clear(int(run[0]), len(run))
+        for mfn in mfns[(self.all_flags[mfns] & FLAG_EXECUTABLE) != 0].tolist():
             self.invalidate_code(mfn << 12, 4096)
 
     def release_allocation(self, mfn: int) -> None:
@@ -178,6 +182,27 @@ class FrameTable:
             raise XenError(EINVAL, f"frame {mfn:#x} was given back before")
         self.flags[mfn] &= ~FLAG_ALLOCATED & 0xFF
         self.put_page(mfn)
+
+    def release_allocations(self, mfns: npt.NDArray[np.int64]) -> int:
+        """Drop the owner's own reference to each of `mfns`, which the owner still holds.
+
+        Returns how many became free at once, without `on_free` being told; it is told of the others as they do.
+        """
+        alone = (self.counts[mfns] == 1) & (self.type_counts[mfns] == 0)
+        for mfn in mfns[~alone].tolist():
+            self.release_allocation(mfn)
+        free = mfns[alone]
+        self.owners[free] = NOBODY
+        self.counts[free] = 0
+        self.types[free] = TYPE_NONE
+        self.all_flags[free] = (self.all_flags[free] & FLAG_EXECUTABLE) | FLAG_SCRUB
+        self.stale_epochs[free] = self.epoch
+        self.free_frames += len(free)
+        return len(free)
+
+    def allocated_to(self, domid: int) -> npt.NDArray[np.int64]:
+        """The frames of a domain that it has not given back, in ascending order."""
+        return np.flatnonzero((self.owners == domid) & ((self.all_flags & FLAG_ALLOCATED) != 0))
 
     def owned_by(self, domid: int) -> list[int]:
         """All frames of a domain, in ascending order."""
@@ -204,7 +229,9 @@ class FrameTable:
             self.flags[mfn] = (flags & FLAG_EXECUTABLE) | FLAG_SCRUB
             self.stale_epoch[mfn] = self.epoch
             self.free_frames += 1
-            if not flags & FLAG_SHARED:
+            if flags & FLAG_SHARED:
+                self.on_unshare(domid)
+            else:
                 self.on_free(mfn, domid)
 
     def get_page_type(self, mfn: int, kind: int) -> None:

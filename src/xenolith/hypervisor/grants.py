@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from ctypes import c_uint16
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import EBUSY, EINVAL, ERANGE, XenError
@@ -147,6 +148,8 @@ class GrantTable:
         """
         if nr_frames > self.max_frames:
             raise XenError(EINVAL, f"{nr_frames} grant frames asked for, at most {self.max_frames} allowed")
+        if self.domain.is_dying:
+            raise XenError(EINVAL, f"{self.domain} is dying")
         if self.version == 2:
             self._grow_status(nr_frames)
         while len(self.frames) < nr_frames:
@@ -504,19 +507,22 @@ class GrantTable:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def destroy(self) -> None:
-        """Release the mappings that a dying domain holds, and its table.
+    def destroy(self, limit: int) -> bool:
+        """Release the mappings that a dying domain holds, at most `limit` at once, and then its table.
 
         References that belong to its page tables are given back with these. Mappings that others hold of its frames
-        stay until they give them back.
+        stay until they give them back. Returns whether all is released.
         """
-        for handle, mapping in list(self._mappings.items()):
+        for handle, mapping in list(islice(self._mappings.items(), limit)):
             self._release(handle, mapping, mapping.flags & _BOTH_MAPS, drop_host=not mapping.in_table)
+        if self._mappings:
+            return False
         self._active.clear()
         for mfn in self.frames + self.status_frames:
             self._hv.unshare_frame(mfn)
         self.frames.clear()
         self.status_frames.clear()
+        return True
 
 
 @dataclass(frozen=True, slots=True)

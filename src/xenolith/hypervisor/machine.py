@@ -7,36 +7,33 @@ happens is told to `subscribers`.
 from __future__ import annotations
 
 import traceback
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from xenolith.abi.errno import EINVAL, ENOMEM, ESRCH, XenError
+from xenolith.abi.errno import ESRCH, XenError
 from xenolith.abi.event_channel import VIRQ_DOM_EXC
 from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
-from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF
+from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor import hypercalls
 from xenolith.hypervisor.contexts import Contexts
 from xenolith.hypervisor.cpuid import CpuidPolicy
 from xenolith.hypervisor.crash import CrashReport, describe
 from xenolith.hypervisor.descriptors import DescriptorTables
 from xenolith.hypervisor.domain import Capability, Domain
-from xenolith.hypervisor.events import EventChannels, raise_global_virq
+from xenolith.hypervisor.events import raise_global_virq
 from xenolith.hypervisor.frames import (
-    FLAG_ALLOCATED,
-    FLAG_PINNED,
     FLAG_SHARED,
     HYPERVISOR,
     TYPE_L4,
     TYPE_WRITABLE,
     FrameTable,
 )
-from xenolith.hypervisor.grants import GrantTable
 from xenolith.hypervisor.guest_memory import GuestMemory
 from xenolith.hypervisor.hypercalls import mmu
+from xenolith.hypervisor.lifecycle import Lifecycle
 from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.pirqs import Pirqs
 from xenolith.hypervisor.policy import Policy
@@ -52,14 +49,11 @@ if TYPE_CHECKING:
     from xenolith.machine.pc import Pc
     from xenolith.machine.ram import Ram
 
-MAX_VCPUS: Final = 128
 _DEVICE_SPACE_END: Final = 1 << 40
 """Bytes: physical addresses that the processors have."""
 _KEPT_FRAMES: Final = (0xFEC00, 0xFEE00)
 """I/O APIC and local APIC: the hypervisor's own, which a domain reaches by physdev_op and events."""
-_LEGACY_VCPUS: Final = 32
 _UNIMPLEMENTED_NOTED: Final = 256
-_INFO_BYTES: Final = 64
 _MAX_PFN_OFFSET: Final[int] = SharedInfo.arch.offset
 Subscriber = Callable[[str, dict[str, Any]], None]
 
@@ -99,7 +93,6 @@ class Hypervisor:
         self.last_refusal = ""
         self._wall_offset_ns = 0
         self._cpuid: dict[int, CpuidPolicy] = {}
-        self._next_domid = 0
         self._native_ready: dict[Callable[[], None], None] = {}
         self.vcpu_op_target: Vcpu
 
@@ -118,6 +111,8 @@ class Hypervisor:
         self.frames.flush = self.flush_all
         self.frames.invalidate_code = engine.invalidate_code
         self.frames.on_free = self._frame_freed
+        self.lifecycle = Lifecycle(self)
+        self.frames.on_unshare = self.lifecycle.frame_freed
         self.dummy_vcpu_info_maddr = self.frames.allocate(HYPERVISOR, 1)[0] << 12
         self.timekeeping = Timekeeping(self)
         self.scheduler = Scheduler(self)
@@ -186,7 +181,8 @@ class Hypervisor:
             seconds * 1_000_000_000 + nanoseconds - system_time_ns - self.clock.wall_ns() + self.now_ns()
         )
         for domain in self.domains.values():
-            self.timekeeping.update_wall_clock(domain)
+            if not domain.is_dead:
+                self.timekeeping.update_wall_clock(domain)
 
     def timers_changed(self) -> None:
         """A timer of the running vCPU was set: the engine must be stopped in time for it."""
@@ -259,6 +255,7 @@ class Hypervisor:
         domain = self.domains.get(domid)
         if domain is not None:
             domain.tot_frames -= 1
+            self.lifecycle.frame_freed(domid)
 
     def _drop_ldts(self, domain: Domain) -> None:
         for vcpu in domain.vcpus:
@@ -290,51 +287,26 @@ class Hypervisor:
             )
         return self._cpuid[domain.domid]
 
+    def forget_cpuid(self, domain: Domain) -> None:
+        """The answers to CPUID change, or the domain is gone."""
+        self._cpuid.pop(domain.domid, None)
+
     def cr2_of(self, vcpu: Vcpu) -> int:
         return self.ram.words[(vcpu.info_maddr + INFO_CR2) >> 3]
 
     def create_domain(self, name: str, max_frames: int, vcpu_count: int, capabilities: Capability) -> Domain:
-        """A domain without memory, with `vcpu_count` vCPUs that are not started.
+        """A domain for power-on: without memory, with `vcpu_count` vCPUs that are not started, and not paused.
 
         Raises XenError: EINVAL for an impossible number of vCPUs, ENOMEM for lack of frames or domids.
         """
-        if not 1 <= vcpu_count <= MAX_VCPUS:
-            raise XenError(EINVAL, f"{vcpu_count} vCPUs")
-        domain = Domain(self._allocate_domid(), name, max_frames, capabilities)
-        if self.clock.virtual:
-            domain.handle = uuid.uuid5(uuid.NAMESPACE_URL, f"xenolith:{domain.domid}/{name}")
+        domain = self.lifecycle.create(name, vcpu_count, capabilities)
+        domain.max_frames = max_frames
+        self.lifecycle.create_vcpus(domain)
         if Capability.HARDWARE in capabilities and self.pc is not None:
             domain.port_ranges = [(0, 0xFFFF)]
             domain.iomem_ranges = self.device_frames()
-        self.domains[domain.domid] = domain
-        domain.shared_info_mfn = self.share_frame(domain)
-        self.descriptors.add_domain(domain)
-        domain.events = EventChannels(self, domain)
-        domain.grants = GrantTable(self, domain)
-        for number in range(vcpu_count):
-            domain.vcpus.append(self._create_vcpu(domain, number))
-        self.timekeeping.update_wall_clock(domain)
         self.publish("create", domid=domain.domid, name=name)
         return domain
-
-    def _allocate_domid(self) -> int:
-        for _ in range(DOMID_FIRST_RESERVED):
-            domid = self._next_domid
-            self._next_domid = (domid + 1) % DOMID_FIRST_RESERVED
-            if domid not in self.domains and not (self.frames.owners == domid).any():
-                return domid  # frames that others still map would otherwise be the new domain's
-        raise XenError(ENOMEM, "all domids are in use")
-
-    def _create_vcpu(self, domain: Domain, number: int) -> Vcpu:
-        if number < _LEGACY_VCPUS:
-            info = (domain.shared_info_mfn << 12) + number * _INFO_BYTES
-            self.ram.bytes[info + UPCALL_MASK] = 1
-        else:
-            info = self.dummy_vcpu_info_maddr
-        vcpu = Vcpu(domain, number, self.engine.create_cpu(), info)
-        vcpu.periodic_ns = 10_000_000
-        self.descriptors.add_vcpu(vcpu)
-        return vcpu
 
     def start_domain(self, domain: Domain, entry: int, stack_pointer: int, start_info: int, l4_mfn: int) -> None:
         """Validate the page tables that a builder made, and let the first vCPU enter the kernel.
@@ -388,34 +360,8 @@ class Hypervisor:
 
     def destroy_domain(self, domain: Domain) -> None:
         """Take everything back that a domain holds. Frames that others still map become free when they let go."""
-        domain.is_dying = True
-        domain.grants.destroy()
-        domain.events.destroy()
-        frames = self.frames
-        for vcpu in domain.vcpus:
-            self.descriptors.release(vcpu)
-            for root in (vcpu.kernel_root, vcpu.user_root):
-                if root:
-                    frames.put_page_and_type(root >> 12)
-            vcpu.kernel_root = vcpu.user_root = 0
-            if vcpu.info_registered:
-                frames.put_page_and_type(vcpu.info_maddr >> 12)
-                vcpu.info_maddr, vcpu.info_registered = self.dummy_vcpu_info_maddr, False
-        if domain.pirq_eoi_mfn:
-            frames.put_page_and_type(domain.pirq_eoi_mfn)
-        for mfn in frames.owned_by(domain.domid):
-            if frames.flags[mfn] & FLAG_PINNED:
-                mmu.unpin(self, domain, mfn)
-        for mfn in frames.owned_by(domain.domid):
-            if frames.flags[mfn] & FLAG_ALLOCATED:
-                self.m2p[mfn] = 0xFFFF_FFFF_FFFF_FFFF
-                frames.release_allocation(mfn)
-        self.descriptors.remove_domain(domain)
-        self.unshare_frame(domain.shared_info_mfn)
-        del self.domains[domain.domid]
-        self._cpuid.pop(domain.domid, None)
-        self.publish("destroy", domid=domain.domid)
-        raise_global_virq(self, VIRQ_DOM_EXC)
+        while not self.lifecycle.kill(domain):
+            pass
 
     # -- running ------------------------------------------------------------------------------------------------------
 

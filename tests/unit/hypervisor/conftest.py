@@ -103,8 +103,8 @@ class StandIn:
 
     def destroy(self, domain: Domain) -> None:
         domain.is_dying = True
-        domain.grants.destroy()
-        domain.events.destroy()
+        domain.grants.destroy(1 << 20)
+        domain.events.destroy(1 << 20)
         for mfn in self.memory_of(domain):
             if self.frames.flags[mfn] & 1:
                 self.frames.release_allocation(mfn)

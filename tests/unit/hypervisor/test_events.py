@@ -434,7 +434,7 @@ def test_a_dying_domain_leaves_its_peers_unbound_and_gets_no_ports(hv: StandIn) 
     one, other = hv.create(1), hv.create(2)
     port, peer = connect(hv, one, other)
     one.is_dying = True
-    one.events.destroy()
+    one.events.destroy(1 << 20)
     other.events.send(peer)
     assert other.events.status(peer).state == EVTCHNSTAT_unbound
     assert port == 1

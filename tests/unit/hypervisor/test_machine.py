@@ -11,7 +11,7 @@ from xenolith.abi.errno import EINVAL, ENOMEM, ESRCH, XenError
 from xenolith.abi.sched import SHUTDOWN_watchdog
 from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF
 from xenolith.hypervisor.domain import Capability
-from xenolith.hypervisor.machine import MAX_VCPUS
+from xenolith.hypervisor.lifecycle import MAX_VCPUS
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def test_domids_are_given_again_only_when_nothing_is_left_of_the_old_domain(hv: 
     entry = mapper.l1 << 12 | 100 << 3
     hv.pagetables.update_l1(entry, owner.data[0] << 12 | P | RW, mapper.domain, owner.domain.domid)
     hv.destroy_domain(owner.domain)
-    hv._next_domid = 0
+    hv.lifecycle._next_domid = 0
     assert hv.domain().domid == 2
     hv.pagetables.update_l1(entry, 0, mapper.domain, mapper.domain.domid)
-    hv._next_domid = DOMID_FIRST_RESERVED - 1
+    hv.lifecycle._next_domid = DOMID_FIRST_RESERVED - 1
     assert [hv.domain().domid for _ in range(2)] == [DOMID_FIRST_RESERVED - 1, 1]
 
 
 def test_all_domids_in_use(hv: Bench) -> None:
     hv.domains.update(dict.fromkeys(range(DOMID_FIRST_RESERVED), hv.domain()))
     with pytest.raises(XenError) as caught:
-        hv._allocate_domid()
+        hv.lifecycle._choose_domid(None)
     assert caught.value.errno == ENOMEM
 
 

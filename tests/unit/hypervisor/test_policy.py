@@ -48,6 +48,47 @@ def test_everybody_acts_on_itself_and_control_on_all(policy: Policy) -> None:
     assert refuses(lambda: policy.require_target(driver, plain, "do it"))
 
 
+def test_control_may_be_over_some_domains_only(policy: Policy) -> None:
+    mine, other = domain(5), domain(6)
+    control = domain(2, Capability.CONTROL)
+    control.targets = frozenset((5,))
+    assert not refuses(lambda: policy.require_target(control, mine, "do it"))
+    with pytest.raises(XenError, match="domain 6 is none of those that its CONTROL is over"):
+        policy.require_target(control, other, "do it")
+
+
+def test_who_makes_a_domain_controls_it_and_no_other(policy: Policy) -> None:
+    builder, made, other = domain(2, Capability.CREATE), domain(5), domain(6)
+    made.creator, other.creator = 2, 3
+    assert not refuses(lambda: policy.require_target(builder, made, "do it"))
+    with pytest.raises(XenError, match="nor did it create it"):
+        policy.require_target(builder, other, "do it")
+    builder.capabilities = Capability.NONE
+    assert refuses(lambda: policy.require_target(builder, made, "do it"))
+
+
+def test_one_of_several_capabilities_is_enough(policy: Policy) -> None:
+    either = Capability.STORE | Capability.CREATE
+    policy.require_any(domain(1, Capability.STORE), either, "do it")
+    with pytest.raises(XenError, match="needs the capability STORE or CREATE"):
+        policy.require_any(domain(1, Capability.CONTROL), either, "do it")
+
+
+def test_what_was_done_and_refused_is_counted_until_the_domain_is_gone(policy: Policy) -> None:
+    subject, other = domain(5, Capability.CONTROL | Capability.STORE), domain(6)
+    subject.targets = frozenset((6, 3))
+    policy.require_target(subject, other, "pause")
+    policy.require_target(subject, subject, "pause")
+    policy.require(subject, Capability.STORE, "serve")
+    assert refuses(lambda: policy.require(subject, Capability.HARDWARE, "power off"))
+    standing = policy.standing(subject, (9,))
+    assert (standing.capabilities, standing.targets, standing.created) == (("control", "store"), (3, 6), (9,))
+    assert (standing.uses, standing.refusals) == ({"pause": 1, "serve": 1}, {"power off": 1})
+    policy.forget(5)
+    assert not policy.uses
+    assert not policy.refusals
+
+
 @pytest.mark.parametrize("owner", [DOMID_IO, DOMID_XEN])
 def test_the_special_owners_are_for_the_privileged(policy: Policy, owner: int) -> None:
     for capability in (Capability.HARDWARE, Capability.CONTROL):

@@ -276,6 +276,8 @@ def _own_only(vcpu: Vcpu, owner: Domain) -> None:
 def pin(hv: Hypervisor, owner: Domain, mfn: int, kind: int) -> None:
     """Validate a table and keep it valid until it is unpinned. Raises XenError(EINVAL)."""
     frames = hv.frames
+    if owner.is_dying:
+        raise XenError(EINVAL, f"domain {owner.domid} is dying")
     frames.get_page_and_type(mfn, owner.domid, kind)
     if frames.flags[mfn] & FLAG_PINNED:
         frames.put_page_and_type(mfn)
