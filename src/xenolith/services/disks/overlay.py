@@ -76,7 +76,7 @@ class Header:
         magic, version, cluster, size, stamp, boot = _HEADER.unpack(content)
         if magic != _MAGIC or version != _VERSION or cluster < _SMALLEST_CLUSTER or cluster & cluster - 1:
             return None
-        return cls(cluster, size, stamp, boot.decode("ascii", "replace"))
+        return cls(cluster, size, stamp, boot.rstrip(b"\0").decode("ascii", "replace"))
 
     def write(self, file: File) -> None:
         fields = self.cluster_bytes, self.size, self.base_stamp, self.boot.encode()
