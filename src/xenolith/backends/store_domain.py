@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xenolith.abi.event_channel import VIRQ_DOM_EXC
 from xenolith.abi.grant_table import GNTTAB_RESERVED_XENSTORE
-from xenolith.backends.store import StoreRing
+from xenolith.backends.store import StoreRing, positions
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.native import take_pending
 from xenolith.store.server import Store
@@ -45,14 +45,15 @@ class StoreService:
         """Introduce `guest`, which granted its ring and allocated `guest_port` for this domain."""
         handle, mfn = self.domain.grants.map_frame(guest.domid, GNTTAB_RESERVED_XENSTORE)
         port = self.domain.events.bind_interdomain(guest, guest_port)
-        connection = self.store.connect(guest.domid)
-        ring = StoreRing(self._hv.ram.frame(mfn), connection, lambda: self.domain.events.send(port))
+        page = self._hv.ram.frame(mfn)
+        connection = self.store.introduce(guest.domid, (int(mfn), guest_port), positions(page))
+        ring = StoreRing(page, self.store, connection, lambda: self.domain.events.send(port))
         self._clients[guest.domid] = _Client(guest, ring, port, handle)
 
     def detach(self, domid: int) -> None:
         """Let go of a domain that is gone: its ring, the port for it, its watches and transactions."""
         client = self._clients.pop(domid)
-        self.store.disconnect(domid)
+        self.store.gone(domid)
         self.domain.events.close(client.port)
         self.domain.grants.unmap_frame(client.handle)
 

@@ -26,6 +26,9 @@ class Outside(Protocol):
     def watch_readable(self, fd: int, action: Callable[[], None]) -> None:
         """Have `action` done in the machine's thread whenever `fd`, which must not block, can be read; it reads."""
 
+    def watch_writable(self, fd: int, action: Callable[[], None]) -> None:
+        """Have `action` done in the machine's thread whenever `fd`, which is not watched otherwise, can be written."""
+
     def unwatch(self, fd: int) -> None:
         """Look at `fd` no more; to be called before it is closed."""
 
@@ -60,6 +63,11 @@ class Access:
         """Have `action` done whenever `fd`, which must not block, can be read."""
         self._watched.add(fd)
         self._outside.watch_readable(fd, lambda: self._guarded(action))
+
+    def watch_writable(self, fd: int, action: Callable[[], None]) -> None:
+        """Have `action` done whenever `fd`, which must not block and is not watched otherwise, can be written."""
+        self._watched.add(fd)
+        self._outside.watch_writable(fd, lambda: self._guarded(action))
 
     def unwatch(self, fd: int) -> None:
         self._watched.discard(fd)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from xenolith.abi.errno import EAGAIN, ENOSPC, XenError
-from xenolith.store.tree import Path, Tree
+from xenolith.store.tree import Actor, Change, Path, Tree, find
 
-ACCESSES_MAX: Final = 1024
-"""How many nodes one transaction may look at or change."""
-Change = Callable[[Tree], list[Path]]
+Changing = Callable[[Tree], list[Change]]
 """Makes one change in a tree and says which nodes are other than before."""
 
 
@@ -18,31 +15,64 @@ class Transaction:
     """`tree` is the store as the transaction sees it."""
 
     def __init__(self, store: Tree) -> None:
-        self._begun = store.snapshot()
+        self._begun = store.root
         self.tree = store.snapshot()
         self._accessed: set[Path] = set()
-        self._changes: list[Change] = []
+        self._changes: list[Changing] = []
+        self.doomed = False
+        """Whether it cannot come true any more."""
+        self.size = 0
+        """How many bytes its changes take."""
 
-    def access(self, path: Path) -> None:
+    def doom(self, store: Tree) -> None:
+        """Forget what was done: it can only end with EAGAIN. From now on it looks at the store as it is now."""
+        self.__init__(store)  # type: ignore[misc]
+        self.doomed = True
+
+    def access(self, actor: Actor, path: Path) -> None:
         """The transaction depends on this node. Raises XenError(ENOSPC) beyond the quota."""
-        if len(self._accessed) + len(self._changes) >= ACCESSES_MAX:
-            raise XenError(ENOSPC, f"a transaction may touch {ACCESSES_MAX} nodes")
+        count = len(self._accessed) + len(self._changes)
+        if not actor.privileged and count >= actor.quotas["transaction-nodes"]:
+            raise XenError(ENOSPC, f"a transaction may touch {count} nodes")
         self._accessed.add(path)
 
-    def change(self, change: Change) -> None:
+    def change(self, change: Changing, size: int) -> None:
         """Make a change in the transaction's tree, and again in the store when it comes true."""
         if change(self.tree):
             self._changes.append(change)
+            self.size += size
 
-    def commit(self, store: Tree) -> list[Path]:
-        """Let the changes come true; the paths of the nodes that they changed.
+    def commit(self, store: Tree) -> list[Change]:
+        """Let the changes come true; the nodes that are other than before, each of them once.
 
         Raises XenError, and changes nothing: EAGAIN if a node on which the transaction depends is another than when it
         began, or what a change raises for which there is no room or no permission any more.
         """
-        if any(store.stamp(path) != self._begun.stamp(path) for path in self._accessed):
+        if self.doomed or any(_stamp(store, path) != self._stamp_then(path) for path in self._accessed):
             raise XenError(EAGAIN)
         result = store.snapshot()
-        changed = [path for change in self._changes for path in change(result)]
+        changed = [each for change in self._changes for each in change(result)]
         store.become(result)
-        return changed
+        return _merged(changed)
+
+    def _stamp_then(self, path: Path) -> int:
+        node = find(self._begun, path)
+        return -1 if node is None else node.stamp
+
+
+def _stamp(tree: Tree, path: Path) -> int:
+    """Differs between two trees that have a common past if the node is not the same in both; -1 without one."""
+    node = tree.node(path)
+    return -1 if node is None else node.stamp
+
+
+def _merged(changes: list[Change]) -> list[Change]:
+    """One change for each node, in the order in which they were first changed; who might know of any may know."""
+    merged: dict[Path, Change] = {}
+    for change in changes:
+        before = merged.get(change.path)
+        if before is not None:
+            readable = (*before.readable, *change.readable)
+            change = Change(change.path, before.exact and change.exact, readable)
+        merged[change.path] = change
+    return list(merged.values())

@@ -37,7 +37,7 @@ class HostLoop:
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._inbox: deque[Action] = deque()
-        self._readable: dict[int, Action] = {}
+        self._watched: dict[int, tuple[int, Action]] = {}
         self._workers: ThreadPoolExecutor | None = None
         self._arrived = threading.Condition()
         self._deadline: int | None = None
@@ -65,13 +65,20 @@ class HostLoop:
 
     def watch_readable(self, fd: int, action: Action) -> None:
         """Have `action` done in the machine's own thread whenever `fd` can be read, until `unwatch`; it reads."""
-        self._readable[fd] = action
-        self._selector.register(fd, selectors.EVENT_READ, action)
+        self._look(fd, selectors.EVENT_READ, action)
+
+    def watch_writable(self, fd: int, action: Action) -> None:
+        """The same for a file that can be written. A descriptor is watched for one of both: os.dup makes another."""
+        self._look(fd, selectors.EVENT_WRITE, action)
+
+    def _look(self, fd: int, events: int, action: Action) -> None:
+        self._watched[fd] = events, action
+        self._selector.register(fd, events)
         self._wake()
 
     def unwatch(self, fd: int) -> None:
         """Look at `fd` no more; to be called before it is closed."""
-        self._readable.pop(fd, None)
+        self._watched.pop(fd, None)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(fd)
 
@@ -145,22 +152,24 @@ class HostLoop:
             ready = self._selector.select(timeout)
             self._sleeping_until = None
             for key, _events in ready:
-                if key.fd in self._readable:
-                    self._report_readable(key.fd)
-                else:
+                if key.fd in self._watched:
+                    self._report(key.fd)
+                elif key.data is not None or key.fd == self._wake_read:
                     self._receive(key.fd, key.data)
 
-    def _report_readable(self, fd: int) -> None:
+    def _report(self, fd: int) -> None:
         """Say so once, and look again when that has been answered."""
-        self._selector.unregister(fd)
+        with contextlib.suppress(KeyError, ValueError):  # nobody wants to know any more
+            self._selector.unregister(fd)
 
         def answer() -> None:
-            action = self._readable.get(fd)
-            if action is None:
+            wish = self._watched.get(fd)
+            if wish is None:
                 return
+            events, action = wish
             action()
-            if self._readable.get(fd) is action:
-                self._selector.register(fd, selectors.EVENT_READ, action)
+            if self._watched.get(fd) is wish:
+                self._selector.register(fd, events)
 
         self._put(answer)
 
@@ -198,6 +207,7 @@ class VirtualHost:
         self._outside = HostLoop(engine, clock)
         self.post = self._outside.post
         self.watch_readable = self._outside.watch_readable
+        self.watch_writable = self._outside.watch_writable
         self.unwatch = self._outside.unwatch
 
     def submit(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:

@@ -62,7 +62,7 @@ class NativeServices:
     def _describe(self, domain: Domain, spec: PvSpec, day: StartOfDay) -> None:
         """Write what the store says of a domain: as much of what xl writes as is true here."""
         store, home, vm = self._stores.store, domain_path(domain.domid), ("vm", str(domain.handle))
-        readable = Permission("n", store.tree.privileged), Permission("r", domain.domid)
+        readable = Permission("n", store.owner), Permission("r", domain.domid)
         writable = (Permission("n", domain.domid),)
         for path in (home, vm):
             store.make(path, readable)
