@@ -34,10 +34,11 @@ class DeviceRecord:
     backend_domid: int
     frontend: Mapping[str, str | int] = field(default_factory=dict)
     backend: Mapping[str, str | int] = field(default_factory=dict)
-    frontend_kind: str = ""
+    place: str = ""
+    """Where the frontend's directory is in the guest's home, if it is not among the devices."""
 
     def frontend_path(self, domid: int) -> str:
-        return f"{home(domid)}/device/{self.frontend_kind or self.kind}/{self.devid}"
+        return f"{home(domid)}/{self.place or f'device/{self.kind}/{self.devid}'}"
 
     def backend_path(self, domid: int) -> str:
         return f"{home(self.backend_domid)}/backend/{self.kind}/{domid}/{self.devid}"

@@ -1,0 +1,88 @@
+"""From what a guest's description says of devices to what xenstore says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xenolith.errors import UserError
+from xenolith.toolstack.disks import Disk
+from xenolith.toolstack.guest_config import GuestConfig
+from xenolith.toolstack.nics import Nic
+from xenolith.toolstack.records import DeviceRecord
+from xenolith.toolstack.shares import Share
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """`backend_of(kind)` is the domid of the domain that serves "vbd", "vif" or "9pfs", or None if nobody does;
+    `domid_of(name)` that of a domain which a description names as its backend."""
+
+    store_domid: int
+    console_domid: int
+    backend_of: Callable[[str], int | None]
+    domid_of: Callable[[str], int | None]
+
+    def of(self, config: GuestConfig) -> list[DeviceRecord]:
+        """All devices of a guest. UserError where there is nobody to serve one."""
+        return [
+            *(self.disk(disk) for disk in config.disks),
+            *(self.nic(nic) for nic in config.nics),
+            *(self.share(share, number) for number, share in enumerate(config.shares)),
+        ]
+
+    def console(self, name: str, mfn: int, port: int) -> DeviceRecord:
+        """The console that every guest has."""
+        front = {"ring-ref": mfn, "port": port, "limit": 1 << 20, "type": "xenconsoled", "output": "pty"}
+        return DeviceRecord("console", "0", self.console_domid, front, {"name": name, "protocol": "vt100"}, "console")
+
+    def disk(self, disk: Disk) -> DeviceRecord:
+        kind = "cdrom" if disk.cdrom else "disk"
+        front: dict[str, str | int] = {"virtual-device": disk.number, "device-type": kind}
+        back: dict[str, str | int] = {
+            "params": disk.target,
+            "type": disk.format,
+            "mode": "r" if disk.readonly or disk.cdrom else "w",
+            "device-type": kind,
+            "dev": disk.vdev,
+            "removable": int(disk.cdrom),
+            "bootable": 1,
+            "discard-enable": int(disk.discard),
+        }
+        if disk.overlay:
+            back["xenolith/overlay"] = disk.overlay if isinstance(disk.overlay, str) else 1
+        return DeviceRecord("vbd", str(disk.number), self._backend("vbd", disk.backend), front, back)
+
+    def nic(self, nic: Nic) -> DeviceRecord:
+        assert nic.devid is not None
+        front: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": nic.mtu or 1500}
+        back: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": nic.mtu or 1500, "type": "vif"}
+        optional = {
+            "bridge": nic.bridge,
+            "vifname": nic.vifname,
+            "ip": " ".join(nic.ip) or None,
+            "rate": f"{nic.rate.bytes_per_interval},{nic.rate.interval_us}" if nic.rate else None,
+            "xenolith/user": "1" if nic.user else None,
+            "xenolith/forwards": " ".join(map(str, nic.forwards)) or None,
+            "xenolith/tap": nic.tap,
+            "xenolith/pcap": str(nic.pcap) if nic.pcap else None,
+        }
+        back |= {name: value for name, value in optional.items() if value is not None}
+        return DeviceRecord("vif", str(nic.devid), self._backend("vif", nic.backend), front, back)
+
+    def share(self, share: Share, number: int) -> DeviceRecord:
+        back = {"path": share.path, "security_model": "none"}
+        return DeviceRecord("9pfs", str(number), self._backend("9pfs", share.backend), {"tag": share.tag}, back)
+
+    def _backend(self, kind: str, named: str | None) -> int:
+        if named is not None:
+            domid = int(named) if named.isdecimal() else self.domid_of(named)
+            if domid is None:
+                raise UserError(f"there is no domain '{named}' to be a backend", "'xenolith list' shows the domains")
+            return domid
+        domid = self.backend_of(kind)
+        if domid is None:
+            raise UserError(
+                f"no domain of this machine serves devices of the kind {kind}", "start it with --preset split"
+            )
+        return domid
