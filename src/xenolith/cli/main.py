@@ -51,6 +51,9 @@ def _run() -> int:
     except UserError as error:
         complain(error.message, error.hint)
         return USER_MISTAKE
+    except MemoryError:
+        complain("this host has not enough free memory", "give the machine less memory, or free some")
+        return USER_MISTAKE
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")
         return INTERRUPTED

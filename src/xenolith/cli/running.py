@@ -103,7 +103,7 @@ def run_machine(
             outcome = session.run(timeout)
         if signals:
             end(signals[0])
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception:
         _report_bug(session)

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import weakref
+from pathlib import Path
 
 from xenolith.errors import UserError
 
@@ -16,10 +17,15 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 class Ram:
     """`size` bytes of machine memory at machine address 0, backed by a memfd that grows only as it is touched.
 
-    `bytes` and `words` are the same memory as bytes and as 64-bit words. UserError if the host refuses the mapping.
+    `bytes` and `words` are the same memory as bytes and as 64-bit words. UserError if the host lacks it.
     """
 
     def __init__(self, size: int) -> None:
+        if size > (most := _host_memory()):
+            raise UserError(
+                f"{size >> 20} MiB of machine memory is more than this host has, which is {most >> 20} MiB",
+                "give the machine less memory",
+            )
         self.size = size
         self.frames = size >> PAGE_SHIFT
         try:
@@ -51,3 +57,9 @@ class Ram:
     def resident_bytes(self) -> int:
         """How much of this memory the host really holds."""
         return os.fstat(self.fd).st_blocks * 512
+
+
+def _host_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes of memory and swap that this host has, whether or not they are free."""
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    return sum(int(words[1]) << 10 for words in lines if words[0] in ("MemTotal:", "SwapTotal:"))

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from xenolith.abi.types import PAGE_SIZE
 from xenolith.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,5 +106,11 @@ def _stack(report: CrashReport, symbols: Symbols) -> list[str]:
     for at in range(0, len(report.stack), 4):
         words = report.stack[at : at + 4]
         lines.append(f"    {report.registers['rsp'] + at * 8:016x}: " + " ".join(f"{word:016x}" for word in words))
-    lines += [f"    {word:016x}{name}" for word in report.stack if (name := symbols.name(word))]
+    words = [word for word in report.stack if _may_be_code(word, report.registers["rip"])]
+    lines += [f"    {word:016x}{name}" for word in words if (name := symbols.name(word))]
     return lines
+
+
+def _may_be_code(word: int, rip: int) -> bool:
+    """Whether a word of the stack can be a return address: symbol files have names for small numbers too."""
+    return word >= PAGE_SIZE and word >> 47 == rip >> 47

@@ -53,6 +53,6 @@ def test_the_host_gets_its_file_back() -> None:
 
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 70])
-def test_a_size_that_the_host_cannot_map_is_the_users_mistake(size: int) -> None:
-    with pytest.raises(UserError, match="cannot map"):
+def test_a_size_that_the_host_does_not_have_is_the_users_mistake(size: int) -> None:
+    with pytest.raises(UserError, match="more than this host has"):
         Ram(size)
