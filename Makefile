@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 docs: $(VENV)/installed
 	@$(BIN)/python -m tools.abi_coverage docs/abi-coverage.md
 	@$(BIN)/python -m tools.cli_reference docs/cli.md
+	@$(BIN)/python -m tools.guest_reference docs/guest-config.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist benchmarks/results

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tools import abi_coverage, cli_reference, compare_dom0_log
+from tools import abi_coverage, cli_reference, compare_dom0_log, guest_reference
 from tools.dom0_log_reasons import Reason
 from xenolith.abi.errno import ENODEV, XenError
 from xenolith.cli.main import VERBS
-from xenolith.errors import UserError
-from xenolith.toolstack.config import DEFAULT_CONTROL_MEMORY, control_domain, load
+from xenolith.toolstack import disks, nics, shares
+from xenolith.toolstack.config import DEFAULT_CONTROL_MEMORY, control_domain
+from xenolith.toolstack.description import DOMAIN_KEYS, MACHINE_KEYS, load
+from xenolith.toolstack.guest_keys import KEYS
+from xenolith.toolstack.presets import PRESETS, preset
+from xenolith.toolstack.settings import Key
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -69,15 +73,35 @@ def test_the_first_example_is_the_default_machine() -> None:
     assert config.domains[0].memory == DEFAULT_CONTROL_MEMORY
 
 
-@pytest.mark.parametrize(("table", "heading"), [("machine", "## [machine]"), ("domain.x", "## [domain.NAME]")])
-def test_every_key_of_a_machine_description_is_described(table: str, heading: str, tmp_path: Path) -> None:
-    wrong = tmp_path / "machine.toml"
-    wrong.write_text(f"[{table}]\nno_such_key = 1\n")
-    with pytest.raises(UserError) as caught:
-        load(wrong)
-    known = caught.value.hint.removeprefix("known keys here are ").split(", ")
+def test_the_guest_page_is_fresh() -> None:
+    assert (DOCS / "guest-config.md").read_text() == guest_reference.document(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("keys", "heading"),
+    [
+        (MACHINE_KEYS, "## [machine]"),
+        ({name: key for name, key in DOMAIN_KEYS.items() if name not in KEYS}, "## [domain.NAME]"),
+    ],
+)
+def test_every_key_of_a_machine_description_is_described(keys: dict[str, Key], heading: str) -> None:
     section = (DOCS / "machine-description.md").read_text().split(heading)[1].split("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == known
+    rows = [f"| `{name}` | {key.kind} | {key.default} | {key.meaning} |" for name, key in keys.items()]
+    assert re.findall(r"^\| `\w+` \|.*$", section, re.MULTILINE) == rows
+
+
+@pytest.mark.parametrize("words", [disks.PARAMETERS, nics.PARAMETERS, nics.IGNORED, shares.PARAMETERS], ids=str)
+def test_every_word_of_a_mini_language_is_described(words: tuple[str, ...]) -> None:
+    page = guest_reference.document()
+    for word in words:
+        assert re.search(rf"`{word}\b", page), word
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_described(name: str) -> None:
+    row = next(line for line in (DOCS / "machine-description.md").read_text().splitlines() if f"| `{name}` |" in line)
+    for domain in preset(name):
+        assert f"`{domain.name}`" in row
 
 
 def test_the_glossary_is_in_order() -> None:

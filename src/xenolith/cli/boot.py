@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from xenolith.cli.running import override, run_machine, run_options
+
+if TYPE_CHECKING:
+    from xenolith.toolstack.config import MachineConfig
 
 SELF_DESCRIPTION: Final = """\
 echo; echo "This is $(uname -sr), domain $(cat /sys/hypervisor/uuid):"
@@ -47,18 +50,26 @@ def command(
     Options are for its first domain. Ctrl-] leaves the console; `poweroff` in the control domain ends the machine.
     Where standard input is no terminal and nothing else is asked for, the control domain describes itself and ends.
     """
-    from xenolith.toolstack.config import MachineConfig, control_domain, load
+    from dataclasses import replace
 
-    config = load(machine) if machine is not None else MachineConfig(domains=[control_domain()])
-    first = config.domains[0]
-    override(first, ramdisk, cmdline, memory, vcpus, shell_command)
+    from xenolith.toolstack.config import MachineConfig, control_domain
+
+    config = _described(machine) if machine is not None else MachineConfig(domains=[control_domain()])
+    first = override(config.domains[0], ramdisk, cmdline, memory, vcpus, shell_command)
     if kernel is not None:
-        first.kernel = kernel
+        first = replace(first, kernel=kernel)
     if serial is not None:
         config.serial = serial
     if clock is not None:
         config.clock = clock
     unattended = sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty()
     if unattended and machine is None and first.command is None and first.ramdisk is None:
-        first.command = SELF_DESCRIPTION
+        first = replace(first, command=SELF_DESCRIPTION)
+    config.domains[0] = first
     sys.exit(run_machine(config, timeout, log, symbols, as_json))
+
+
+def _described(machine: Path) -> MachineConfig:
+    from xenolith.toolstack.description import load
+
+    return load(machine)

@@ -32,7 +32,6 @@ def command(
     """
     from xenolith.toolstack.config import DomainConfig, MachineConfig
 
-    domain = DomainConfig("guest", kernel=kernel)
-    override(domain, ramdisk, cmdline, memory, vcpus, shell_command)
+    domain = override(DomainConfig("guest", kernel=kernel), ramdisk, cmdline, memory, vcpus, shell_command)
     config = MachineConfig(clock=clock or "host", domains=[domain])
     sys.exit(run_machine(config, timeout, log, symbols, as_json))

@@ -55,20 +55,20 @@ def override(
     memory: str | None,
     vcpus: int | None,
     shell_command: str | None,
-) -> None:
-    """Let what was given on the command line win over the machine description."""
-    from xenolith.toolstack.config import check_vcpus, parse_size
+) -> DomainConfig:
+    """The domain with what was given on the command line, which wins over the machine description."""
+    from dataclasses import replace
 
-    if ramdisk is not None:
-        domain.ramdisk = ramdisk
-    if cmdline is not None:
-        domain.cmdline = cmdline
-    if memory is not None:
-        domain.memory = parse_size(memory, "--memory")
-    if vcpus is not None:
-        domain.vcpus = check_vcpus(vcpus)
-    if shell_command is not None:
-        domain.command = shell_command
+    from xenolith.toolstack.values import check_vcpus, parse_size
+
+    given: dict[str, Any] = {
+        "ramdisk": ramdisk,
+        "cmdline": cmdline,
+        "memory": parse_size(memory, "--memory") if memory is not None else None,
+        "vcpus": check_vcpus(vcpus) if vcpus is not None else None,
+        "command": shell_command,
+    }
+    return replace(domain, **{name: value for name, value in given.items() if value is not None})
 
 
 def run_machine(

@@ -11,16 +11,11 @@ from hypothesis import strategies as st
 
 from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability
-from xenolith.toolstack.config import (
-    DEFAULT_GUEST_MEMORY,
-    MAX_MEMORY,
-    MIN_MEMORY,
-    MachineConfig,
-    check_vcpus,
-    control_domain,
-    load,
-    parse_size,
-)
+from xenolith.toolstack import presets
+from xenolith.toolstack.config import SERVICES, DomainConfig, MachineConfig, control_domain
+from xenolith.toolstack.description import load
+from xenolith.toolstack.guest_config import DEFAULT_GUEST_MEMORY
+from xenolith.toolstack.values import MAX_MEMORY, MIN_MEMORY, check_vcpus, parse_size
 
 MIB = 1 << 20
 
@@ -134,6 +129,103 @@ def test_a_kernel_is_a_file_beside_the_description_or_a_name(tmp_path: Path) -> 
     assert load(write(tmp_path, '[domain.x]\nkernel = "other"')).domains[0].kernel == "other"
 
 
+def test_services_capabilities_and_devices(tmp_path: Path) -> None:
+    config = load(
+        write(
+            tmp_path,
+            """
+            [machine]
+            name = "lab"
+            memory = "1GiB"
+
+            [domain.web]
+            disk = ["web.img,,xvda", {target = "nbd://host/x", vdev = "xvdb", access = "ro"}]
+            vif = ["bridge=lan", {user = true, forward = ["8080:80"]}]
+            p9 = ["tag=src,path=src"]
+            depends = ["blocks"]
+
+            [domain.blocks]
+            service = ["block", "9p"]
+            capabilities = { control = ["web"], hardware = { ports = ["0x3f8-0x3ff", "0x70"], devices = ["00:03.0"] } }
+
+            [domain.base]
+            service = "store"
+            capabilities = { store = true, create = false, Control = true }
+            memory = "2MiB"
+            """,
+        )
+    )
+    assert (config.name, config.memory) == ("lab", 1024 * MIB)
+    web, blocks, base = config.domains
+    assert [disk.target for disk in web.disks] == [str(tmp_path / "web.img"), "nbd://host/x"]
+    assert [disk.number for disk in web.disks] == [51712, 51728]
+    assert [(nic.bridge, nic.user) for nic in web.nics] == [("lan", False), (None, True)]
+    assert web.shares[0].path == str(tmp_path / "src")
+    assert (blocks.services, blocks.memory, blocks.targets) == (("block", "9p"), 4 * MIB, ("web",))
+    assert blocks.capabilities == Capability.CONTROL | Capability.HARDWARE
+    assert blocks.hardware is not None
+    assert blocks.hardware.ports == (range(0x3F8, 0x400), range(0x70, 0x71))
+    assert blocks.hardware.devices == ("0000:00:03.0",)
+    assert base.capabilities == Capability.STORE | Capability.CONTROL
+    assert (base.targets, base.hardware, base.memory) == (None, None, 2 * MIB)
+    assert [domain.name for domain in config.start_order()] == ["base", "blocks", "web"]
+
+
+def test_what_is_named_is_started_before() -> None:
+    """A service that names a guest comes after it, and all else that guests need still comes before them."""
+    config = MachineConfig(
+        domains=[
+            DomainConfig("guest"),
+            DomainConfig("disks", services=("block",), depends=("driver",)),
+            DomainConfig("driver"),
+            DomainConfig("store", services=("store",)),
+        ]
+    )
+    assert [domain.name for domain in config.start_order()] == ["store", "driver", "disks", "guest"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+)
+def test_every_order_starts_each_domain_once_and_after_its_needs(
+    edges: list[tuple[int, int]], native: list[bool]
+) -> None:
+    config = MachineConfig()
+    for number in range(8):
+        depends = tuple(f"d{low}" for low, high in edges if high == number and low < high)
+        services = (("store",) if number == 3 else ("net",)) if native[number] else ()
+        config.domains.append(DomainConfig(f"d{number}", depends=depends, services=services))
+    order = config.start_order()
+    assert sorted(domain.name for domain in order) == [domain.name for domain in config.domains]
+    started: set[str] = set()
+    for domain in order:
+        assert started >= set(domain.depends)
+        started.add(domain.name)
+
+
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("classic", ["control"]),
+        ("split", ["store", "builder", "console", "hardware", "block", "net", "9p"]),
+        ("dom0", ["dom0"]),
+    ],
+)
+def test_presets(tmp_path: Path, preset: str, names: list[str]) -> None:
+    config = load(write(tmp_path, f'[machine]\npreset = "{preset}"\n[domain.guest]\n'))
+    assert [domain.name for domain in config.domains] == [*names, "guest"]
+    assert config.start_order()[-1].name == "guest"
+    if preset != "dom0":
+        assert {service for domain in config.domains for service in domain.services} == set(SERVICES)
+
+
+def test_split_gives_no_capability_twice_and_no_control() -> None:
+    held = [domain.capabilities for domain in presets.preset("split")]
+    assert sum(bool(capability) for capability in held) == 4
+    assert not any(Capability.CONTROL in capability for capability in held)
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -141,7 +233,52 @@ MISTAKES = {
     "unknown key at the top": (1, "unknown key 'memory'", 'memory = 5\n[domain.a]\nmemory = "9MiB"\n'),
     "unknown key of the machine": (2, "unknown key 'clok'", '[machine]\nclok = "host"\n[domain.a]\n'),
     "unknown key of a domain": (4, "unknown key 'memry'", '[domain.a]\nmemory = 5\n[domain.b]\nmemry = "5MiB"\n'),
-    "unknown table of a domain": (2, "unknown key 'disk'", "[domain.a]\n[domain.a.disk.one]\n"),
+    "unknown table of a domain": (2, "unknown key 'disc'", "[domain.a]\n[domain.a.disc.one]\n"),
+    "disks in a table": (2, "'disk' must be a list", "[domain.a]\n[domain.a.disk.one]\n"),
+    "a wrong disk": (2, "'disk': the disk has no virtual device", '[domain.a]\ndisk = ["a.img"]\n'),
+    "a wrong second disk": (
+        5,
+        "'disk': the disk xvdb has no target",
+        '[domain.a]\n[[domain.a.disk]]\ntarget = "a"\nvdev = "xvda"\n[[domain.a.disk]]\nvdev = "xvdb"\n',
+    ),
+    "two disks of one number": (2, "'disk': two have the virtual", '[domain.a]\ndisk = ["a,,xvda", "b,,51712"]\n'),
+    "a wrong vif": (2, "'vif': a vif has no 'mack'", '[domain.a]\nvif = ["mack=1"]\n'),
+    "maxmem below": (3, "'maxmem' is less", "[domain.a]\nmemory = 64\nmaxmem = 32\n"),
+    "maxmem below the default": (2, "'maxmem' is less", "[domain.a]\nmaxmem = 32\n"),
+    "maxvcpus below": (2, "'maxvcpus' is less", "[domain.a]\nmaxvcpus = 1\nvcpus = 2\n"),
+    "no such service": (2, "'service': there is no service 'disk'", '[domain.a]\nservice = "disk"\n'),
+    "services of a wrong type": (2, "'service' must be a text", "[domain.a]\nservice = 1\n"),
+    "a service twice in one": (2, "'service': a service is named twice", "[domain.a]\nservice = ['net', 'net']\n"),
+    "a kernel for a service": (3, "'kernel' is for guests", "[domain.a]\nservice = 'net'\nkernel = 'k'\n"),
+    "two stores": (4, "a serves 'store' already", "[domain.a]\nservice='store'\n[domain.b]\nservice='store'\n"),
+    "depends on nothing": (2, "'depends': there is no domain 'b'", "[domain.a]\ndepends = ['b']\n"),
+    "controls nothing": (
+        2,
+        "'capabilities': there is no domain 'b'",
+        "[domain.a]\ncapabilities = {control = ['b']}\n",
+    ),
+    "a backend that there is not": (
+        2,
+        "'vif': there is no domain 'b'",
+        "[domain.a]\nvif = ['backend=b']\n",
+    ),
+    "waits for itself": (2, "these domains wait for each other: a", "[domain.a]\ndepends = ['a']\n"),
+    "a circle": (
+        2,
+        "these domains wait for each other: a, b",
+        "[domain.a]\ndepends = ['b']\n[domain.b]\ndepends = ['a']\n[domain.c]\ndepends = ['a']\n",
+    ),
+    "a name of digits": (1, "the name '7' would be taken for a domid", "[domain.7]\n"),
+    "a name of a path": (1, "'a/b' cannot be a name", '[domain."a/b"]\n'),
+    "a preset that there is not": (2, "'preset' must be \"classic\" or", "[machine]\npreset = 'all'\n"),
+    "a name of the preset": (3, "the preset dom0 has a domain 'dom0'", "[machine]\npreset='dom0'\n[domain.dom0]\n"),
+    "too little for all": (2, "'memory': the domains together have 256 MiB", "[machine]\nmemory = 128\n[domain.a]\n"),
+    "a limit of the store": (2, "'capabilities': the capability 'store'", "[domain.a]\ncapabilities={store=['b']}\n"),
+    "a port that there is not": (
+        2,
+        "'capabilities': '0x10000' is no range",
+        "[domain.a]\ncapabilities = {hardware = {ports = ['0x10000']}}\n",
+    ),
     "unknown dotted key": (2, "unknown key 'x'", "[domain]\na.x = 5\n"),
     "unknown key of an inline table": (2, "unknown key 'x'", "[domain]\na = { x = 5 }\n"),
     "unknown quoted key": (2, "unknown key 'a key'", '[domain.a]\n"a key" = 5\n'),
