@@ -307,6 +307,7 @@ class _Census:
                     self._say(
                         f"{vcpu} has LDT page {page} at {vcpu.ldt_mfns.get(page, 0):#x}, the processor {entry:#x}"
                     )
+            ours = (self._hv.descriptors._zero_mfn, self._hv.descriptors._xen_gdt_mfn)
             for entry in self._words[at : at + 32].tolist():
-                if entry & _PRESENT and entry & (_RW | _USER):
-                    self._say(f"{vcpu} has a descriptor page {entry:#x} that its code could touch")
+                if entry & _PRESENT and (entry & _USER or (entry & _RW and (entry & _ADDRESS) >> 12 in ours)):
+                    self._say(f"{vcpu} has a descriptor page {entry:#x} that somebody else could change")

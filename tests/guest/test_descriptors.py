@@ -18,6 +18,7 @@ from xenolith.abi.x86_64 import SEGBASE_GS_USER_SEL
 GENERAL_PROTECTION, PAGE_FAULT = 13, 14
 CODE64 = 0x00AF_9B00_0000_FFFF
 DATA = 0x00CF_9300_0000_FFFF
+ACCESSED = 1 << 40
 DPL3 = 3 << 45
 NOT_PRESENT = (DATA | DPL3) & ~(1 << 47)
 SYSTEM_TYPES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15)
@@ -50,6 +51,16 @@ def test_gdt_is_read_only_and_its_descriptors_have_privilege_3(guest: PvGuest) -
     assert set_gdt(guest) == 0
     assert guest.call("load_fs", selector(1)).vector == GENERAL_PROTECTION
     assert guest.map(guest.page(1), mfn << 12 | PRESENT | RW) == 0
+
+
+@pytest.mark.parametrize("ldt", [False, True])
+def test_the_processor_marks_a_descriptor_as_accessed(guest: PvGuest, ldt: bool) -> None:
+    """It writes to the guest's table for that, where the guest itself cannot: no fault may come of it."""
+    mfn = guest.table(1, {2: DATA & ~ACCESSED})
+    assert (guest.mmuext(MMUEXT_SET_LDT, guest.page(1), 512) if ldt else set_gdt(guest, mfn)) == 0
+    assert guest.call("load_fs", selector(2, ldt)).rax == selector(2, ldt)
+    assert guest.hv.ram.words[(mfn << 9) + 2] == DATA | DPL3
+    assert guest.hv.frames.type_count[mfn] == 1
 
 
 def test_gdt_frames_that_cannot_be(guest: PvGuest, bystander: PvGuest) -> None:

@@ -26,6 +26,8 @@ _GUEST_GDT_FRAMES: Final = 14
 MAX_GDT_ENTRIES: Final = 7168
 MAX_LDT_ENTRIES: Final = 8192
 _SUPERVISOR_RO: Final = 0x8000_0000_0000_0021
+_SUPERVISOR_RW: Final = 0x8000_0000_0000_0063
+"""For the guest's own frames: a processor that loads a segment marks its descriptor as accessed."""
 _SUPERVISOR_TABLE: Final = 0x23
 
 FLAT_CODE64: Final = 0x00AF_FB00_0000_FFFF
@@ -139,7 +141,7 @@ class DescriptorTables:
         self._drop_gdt(vcpu)
         at = self._l1_slot(vcpu)
         for slot, mfn in enumerate(mfns):
-            self._words[at + slot] = mfn << 12 | _SUPERVISOR_RO
+            self._words[at + slot] = mfn << 12 | _SUPERVISOR_RW
         vcpu.gdt_mfns, vcpu.gdt_entries = list(mfns), entries
         self._frames.flush()
 
@@ -215,7 +217,7 @@ class DescriptorTables:
             self._frames.get_page_and_type(mfn, vcpu.domain.domid, TYPE_SEG_DESC)
         except XenError:
             return guest_address
-        self._words[self._l1_slot(vcpu) + 16 + page] = mfn << 12 | _SUPERVISOR_RO
+        self._words[self._l1_slot(vcpu) + 16 + page] = mfn << 12 | _SUPERVISOR_RW
         vcpu.ldt_mfns[page] = mfn
         return None
 

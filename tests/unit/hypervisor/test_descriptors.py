@@ -91,12 +91,13 @@ def test_xens_own_descriptors_are_in_every_gdt(hv: Bench, guest: Guest) -> None:
     assert guest.cpu.tables == (PERDOMAIN_START, 0xFFFF, 0, 0)
 
 
-def test_a_gdt_is_mapped_read_only_for_the_processor_alone(hv: Bench, guest: Guest) -> None:
+def test_a_gdt_is_mapped_for_the_processor_alone(hv: Bench, guest: Guest) -> None:
     mfn = hv.give(guest.domain, 1)[0]
     hv.table(mfn, {2: FLAT_DATA & ~DPL})
     hv.descriptors.set_gdt(guest.vcpu, [mfn], 512)
     assert entry(hv, guest, 0) >> 12 & 0xFFFF == mfn
-    assert entry(hv, guest, 0) & (P | RW | 4) == P
+    assert entry(hv, guest, 0) & (P | RW | 4) == P | RW, "it marks descriptors as accessed"
+    assert [entry(hv, guest, slot) & (P | RW | 4) for slot in (1, 14)] == [P, P], "what is no guest's stays as it is"
     assert hv.descriptors.lookup(guest.vcpu, 0x13) == FLAT_DATA
     assert hv.frames.type[mfn] == TYPE_SEG_DESC
     with pytest.raises(XenError):
