@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import EEXIST, EINVAL, ENOENT, EPERM, ESRCH, ETIME, XenError
-from xenolith.abi.hypercalls import HYPERVISOR_sched_op, HYPERVISOR_set_timer_op, HYPERVISOR_vcpu_op
+from xenolith.abi.hypercalls import (
+    HYPERVISOR_sched_op,
+    HYPERVISOR_sched_op_compat,
+    HYPERVISOR_set_timer_op,
+    HYPERVISOR_vcpu_op,
+)
 from xenolith.abi.sched import (
     SHUTDOWN_MAX,
     SCHEDOP_block,
@@ -68,12 +73,20 @@ def sched_op(hv: Hypervisor, vcpu: Vcpu, command: int, vaddr: int) -> int:
     return run_operation(hv, vcpu, HYPERVISOR_sched_op, command & 0xFFFF_FFFF, vaddr)
 
 
+@hypercall(HYPERVISOR_sched_op_compat)
+def sched_op_compat(hv: Hypervisor, vcpu: Vcpu, command: int, argument: int) -> int:
+    """The older form: its argument is no address but the number itself (Xen, arch/x86/compat.c)."""
+    return run_operation(hv, vcpu, HYPERVISOR_sched_op_compat, command & 0xFFFF_FFFF, argument)
+
+
+@operation(HYPERVISOR_sched_op_compat, SCHEDOP_yield, raw=True)
 @operation(HYPERVISOR_sched_op, SCHEDOP_yield, raw=True)
 def yield_(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
     hv.scheduler.yielded(vcpu)
     return 0
 
 
+@operation(HYPERVISOR_sched_op_compat, SCHEDOP_block, raw=True)
 @operation(HYPERVISOR_sched_op, SCHEDOP_block, raw=True)
 def block(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
     """Wait for an event, with events unmasked."""
@@ -90,6 +103,13 @@ def shutdown(hv: Hypervisor, vcpu: Vcpu, argument: SchedShutdown) -> int:
     if argument.reason > SHUTDOWN_MAX:
         raise XenError(EINVAL, f"shutdown reason {argument.reason}")
     hv.shutdown(vcpu.domain, argument.reason)
+    return 0
+
+
+@operation(HYPERVISOR_sched_op_compat, SCHEDOP_shutdown, raw=True)
+def shutdown_compat(hv: Hypervisor, vcpu: Vcpu, reason: int) -> int:
+    """The reason is the lowest byte of what is given, and need not be one that sched.h names."""
+    hv.shutdown(vcpu.domain, reason & 0xFF)
     return 0
 
 

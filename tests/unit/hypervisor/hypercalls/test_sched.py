@@ -9,7 +9,12 @@ import pytest
 from tests.unit.hypervisor.support import Bench, Guest
 from xenolith.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH, ETIME
 from xenolith.abi.event_channel import VIRQ_TIMER
-from xenolith.abi.hypercalls import HYPERVISOR_sched_op, HYPERVISOR_set_timer_op, HYPERVISOR_vcpu_op
+from xenolith.abi.hypercalls import (
+    HYPERVISOR_sched_op,
+    HYPERVISOR_sched_op_compat,
+    HYPERVISOR_set_timer_op,
+    HYPERVISOR_vcpu_op,
+)
 from xenolith.abi.sched import (
     SCHEDOP_block,
     SCHEDOP_pin_override,
@@ -174,6 +179,24 @@ def test_shutdown_stops_the_domain_and_nobody_else(hv: Bench, guest: Guest, reas
     assert not any(vcpu.runnable for vcpu in guest.domain.vcpus)
     assert other.vcpu.runnable
     assert hv.power_action is None
+
+
+@pytest.mark.parametrize(("argument", "reason"), [(0, 0), (3, 3), (0x4000_17FC, 0xFC), ((1 << 64) - 1, 0xFF)])
+def test_the_older_form_of_a_shutdown_takes_the_lowest_byte_for_its_reason(
+    guest: Guest, argument: int, reason: int
+) -> None:
+    assert guest.call(HYPERVISOR_sched_op_compat, 1 << 32 | SCHEDOP_shutdown, argument) == 0
+    assert guest.domain.shutdown_code == reason
+    assert not guest.vcpu.runnable
+
+
+def test_the_older_form_waits_and_gives_way(hv: Bench, guest: Guest) -> None:
+    other = hv.guest()
+    assert guest.call(HYPERVISOR_sched_op_compat, SCHEDOP_yield, 0) == 0
+    assert hv.scheduler.pick() is other.vcpu
+    assert guest.call(HYPERVISOR_sched_op_compat, SCHEDOP_block, 0) == 0
+    assert guest.vcpu.blocked
+    assert guest.call(HYPERVISOR_sched_op_compat, SCHEDOP_poll, 0) == -ENOSYS
 
 
 @pytest.mark.parametrize("command", [SCHEDOP_shutdown, SCHEDOP_shutdown_code])
