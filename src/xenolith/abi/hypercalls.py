@@ -6,9 +6,8 @@ the table does not lay out every structure of the ABI.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from xenolith.abi.types import Struct
 
@@ -65,8 +64,7 @@ def _structure(path: str) -> type[Struct] | None:
     return cast(type[Struct], getattr(import_module(f"xenolith.abi.{module}"), name))
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """One sub-operation: its number, the header's spelling of its name, and the structure that it is given."""
 
     number: int
@@ -79,8 +77,7 @@ class Operation:
         return _structure(self.structure)
 
 
-@dataclass(frozen=True, slots=True)
-class Hypercall:
+class Hypercall(NamedTuple):
     """One hypercall.
 
     `arguments` names the register arguments in order (rdi, rsi, rdx, r10, r8). `structure` names what the call's

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from xenolith.abi.event_channel import VIRQ_DOM_EXC
 from xenolith.abi.grant_table import GNTTAB_RESERVED_XENSTORE
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 
-@dataclass(frozen=True, slots=True)
-class _Client:
+class _Client(NamedTuple):
     """A domain that is served: its ring, the port for it, and the handle of the ring's grant."""
 
     domain: Domain

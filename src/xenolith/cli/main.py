@@ -5,6 +5,7 @@ Little is imported before signals are heard, so that Ctrl-C is answered as it sh
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Final
@@ -22,12 +23,16 @@ VERBS: Final = {
 USER_MISTAKE: Final = 1
 INTERNAL_ERROR: Final = 5
 INTERRUPTED: Final = 130
+_COLLECT_AFTER: Final = 100_000
+"""New objects after which Python looks for cycles; with its own 700 it does so a hundred times before a guest runs."""
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the user's mistake, 2 usage, 3-6 of a guest, 128 + n by signal n."""
     from xenolith.cli.signals import Interrupted, end, heard
 
+    gc.set_threshold(_COLLECT_AFTER)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads for linear algebra, of which there is none
     try:
         with heard(end):
             status = _run()

@@ -8,12 +8,10 @@ The handler changes the registers and returns; the guest goes on from there. An 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """One loaded segment: selector, base (bytes), limit (bytes) and the descriptor's high word (attributes)."""
 
     selector: int

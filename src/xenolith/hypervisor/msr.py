@@ -6,8 +6,7 @@ Source: the PV cases of xen/arch/x86/msr.c and xen/arch/x86/pv/emul-priv-op.c (4
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from xenolith.abi.errno import XenError
@@ -68,8 +67,7 @@ Read = Callable[["Hypervisor", "Vcpu"], int]
 Write = Callable[["Hypervisor", "Vcpu", int], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Msr:
+class Msr(NamedTuple):
     """One register. `write` returns whether the value is allowed. None: it cannot be read, or written."""
 
     read: Read | None

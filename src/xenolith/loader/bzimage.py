@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 
@@ -16,8 +15,7 @@ _MIN_PROTOCOL: Final = 0x208
 _HEADER_END: Final = 0x250
 
 
-@dataclass(frozen=True, slots=True)
-class BzImage:
+class BzImage(NamedTuple):
     """A checked bzImage: `payload` is the kernel as the build packed it, `version` the line that `file` shows."""
 
     protocol: int

@@ -7,7 +7,6 @@ import hashlib
 import mmap
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +59,8 @@ def _load(path: Path) -> memoryview | None:
 
 def _store(path: Path, data: bytes) -> bool:
     """Write an entry under a temporary name, rename it into place, and keep the cache within its limit."""
+    import tempfile  # only the first boot of a kernel needs it
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 
@@ -18,8 +17,7 @@ _BLOCK: Final = 512
 _MAX_FILE: Final = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file: `name` without a leading slash, `mode` with the type bits of stat.h, `rdev` (major, minor) of a device.
 
     `data` is the contents of a file or the target of a symbolic link.

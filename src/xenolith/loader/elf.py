@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 
@@ -40,8 +40,7 @@ MACHINE_NAMES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ElfLayout:
+class ElfLayout(NamedTuple):
     """The binary layouts of one ELF class, as `struct` formats and sizes (System V gABI, chapters 4 and 5)."""
 
     bits: int
@@ -63,8 +62,7 @@ LAYOUT64: Final = ElfLayout(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramHeader:
+class ProgramHeader(NamedTuple):
     """One entry of the program header table; addresses and sizes in bytes."""
 
     type: int
@@ -90,8 +88,7 @@ class SectionHeader:
     link: int
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A named address."""
 
     name: str
@@ -100,8 +97,7 @@ class Symbol:
     info: int
 
 
-@dataclass(frozen=True, slots=True)
-class ElfFile:
+class ElfFile(NamedTuple):
     """A checked ELF file: every segment and section that it names lies inside `data`."""
 
     data: memoryview

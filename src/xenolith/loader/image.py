@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from xenolith.abi.types import PAGE_SIZE
 from xenolith.abi.x86_64 import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
@@ -36,8 +35,7 @@ _MAX_P2M_SIZE: Final = _PADDR_LIMIT // PAGE_SIZE * 8
 """Bytes that the list of all frames below _PADDR_LIMIT takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of the kernel to be loaded: `data` at physical address `paddr`, zeros up to `memsz` bytes.
 
     `vaddr` is where the initial mapping shows it. `executable` and `writable` are the ELF file's own words.
@@ -51,16 +49,14 @@ class Segment:
     writable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether the image can be started as a 64-bit PV guest, and one sentence that says why (not)."""
 
     bootable: bool
     sentence: str
 
 
-@dataclass(frozen=True, slots=True)
-class KernelImage:
+class KernelImage(NamedTuple):
     """A kernel file and all it says about itself.
 
     `format` is "ELF", "bzImage" or "compressed ELF"; `compression` the name of the packing, or None.
@@ -167,8 +163,8 @@ class KernelImage:
     def executable_ranges(self) -> Iterator[tuple[int, int]]:
         """Physical [start, end) ranges in bytes that hold code.
 
-        A segment that is not writable counts whole. In one that is writable and executable at once, only the sections
-        with instructions count, if the section headers name any there: Linux keeps its zeroed data in such a segment.
+        Of a segment whose sections are known only those with instructions count; one without any counts whole. Linux
+        keeps its constants and its zeroed data in segments that may be executed.
         """
         for header in self.elf.program_headers:
             if header.type != PT_LOAD or not header.flags & PF_X:
@@ -181,10 +177,7 @@ class KernelImage:
                 and section.flags & SHF_EXECINSTR
                 and header.vaddr <= section.addr < header.vaddr + header.memsz
             ]
-            if header.flags & PF_W and sections:
-                yield from ((at, at + size) for at, size in sections)
-            else:
-                yield start, start + header.memsz
+            yield from ((at, at + size) for at, size in sections or [(start, header.memsz)])
 
     @property
     def verdict(self) -> Verdict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,12 +12,9 @@ from typing import Final
 
 from xenolith.errors import UserError
 from xenolith.loader import cpio
+from xenolith.loader.exit_marker import EXIT_MARKER
 from xenolith.loader.modules import Module, ModuleTree
 
-EXIT_MARKER: Final = "xenolith: exit status "
-"""What init prints on the console before the number, when the command has ended and before it powers off."""
-
-_EXIT_LINE: Final = re.compile(re.escape(EXIT_MARKER) + r"(\d{1,3})\s*$")
 _COMMAND: Final = "etc/xenolith/command"
 _MODULES: Final = "etc/xenolith/modules"
 
@@ -96,7 +92,7 @@ class Initramfs:
 
     `busybox` is a statically linked busybox for x86-64. `modules` are loaded at boot, in this order, each after
     what it needs; they come from `module_tree`. `command` is a shell command whose exit status is reported on the
-    console (see `exit_status`) before the guest powers off; without one there is a shell on the console.
+    console (`exit_marker`) before the guest powers off; without one there is a shell on the console.
     """
 
     busybox: Path
@@ -157,12 +153,6 @@ class Initramfs:
 def standard_modules(tree: ModuleTree | None) -> tuple[str, ...]:
     """The modules that every guest should have: xenfs, for /proc/xen, where the kernel has it as a module."""
     return ("xenfs",) if tree is not None and "xenfs" in tree else ()
-
-
-def exit_status(line: str) -> int | None:
-    """The exit status of the command if this console line reports it (0–255), else None."""
-    found = _EXIT_LINE.search(line)
-    return int(found[1]) if found and int(found[1]) < 256 else None
 
 
 def _dep_line(module: Module, paths: dict[str, str]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 from xenolith.loader import registry
@@ -19,8 +18,7 @@ _MODULES: Final = Path("/lib/modules")
 _PREFIX: Final = "vmlinuz-"
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel that can be had on this machine.
 
     `name` is what `--kernel` takes; `origin` is "file", "cache" or "host"; `modules` is its …/lib/modules/VERSION, if

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.abi import elfnotes, version
 from xenolith.errors import UserError
@@ -50,8 +49,7 @@ _PAGE_SHIFT: Final = 12
 NoteValue = int | str | bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One statement of the kernel: its name (elfnote.h without the prefix), its value, and where it was found."""
 
     name: str
@@ -59,8 +57,7 @@ class Note:
     legacy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class XenNotes:
+class XenNotes(NamedTuple):
     """All that a kernel says to Xen. Addresses are virtual unless said otherwise; None means not said.
 
     `hypercall_page` is a virtual address in both forms (the legacy form counts pages from VIRT_BASE).
@@ -90,7 +87,7 @@ class XenNotes:
     phys32_entry: int | None = None
     legacy: bool = False
     legacy_string: str = ""
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
     @property
     def is_linux(self) -> bool:
@@ -116,7 +113,7 @@ def read_notes(elf: ElfFile) -> XenNotes | None:
         notes = list(_legacy_notes(legacy_string))
     if not notes:
         return None
-    return replace(_interpret(notes), legacy=legacy, legacy_string=legacy_string)
+    return _interpret(notes)._replace(legacy=legacy, legacy_string=legacy_string)
 
 
 def parse_features(text: str) -> tuple[frozenset[str], frozenset[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +79,7 @@ class PvSpec:
         return not self.flags & SIF_INITDOMAIN
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A run of frames in the guest's own numbering."""
 
     pfn: int
@@ -92,8 +91,7 @@ class Extent:
         return self.pfn + self.frames
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A page table: its level (1–4), the first virtual address (48 bits) that it translates, and its frame."""
 
     level: int
@@ -101,8 +99,7 @@ class Table:
     pfn: int
 
 
-@dataclass(frozen=True, slots=True)
-class PvLayout:
+class PvLayout(NamedTuple):
     """Where everything lies: pfns, and the page tables needed to map it.
 
     The initial mapping shows pfn 0 up to `mapped_frames` at `virt_base`. `tables` are all page tables, those of
@@ -132,8 +129,7 @@ class PvLayout:
         return Vaddr(self.virt_base + (pfn << PAGE_SHIFT))
 
 
-@dataclass(frozen=True, slots=True)
-class StartOfDay:
+class StartOfDay(NamedTuple):
     """What the first vCPU and the rest of the machine must know of a built guest.
 
     `page_table_pfns` are the frames of all page tables, to be validated by pinning `l4_mfn`.

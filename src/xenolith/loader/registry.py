@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 from xenolith.loader.cache import cache_directory
@@ -20,8 +19,7 @@ MANIFEST: Final = "manifest.json"
 """Beside the files of an alias: what they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Something that can be pulled.
 
     `suites` are apt suites, each of the main or (named …-security) the security archive. `package` holds the file
@@ -82,8 +80,7 @@ SOURCES: Final = (
 _BUSYBOX: Final = Source("busybox", "busybox for ramdisks", _BOOKWORM, "busybox-static", "bin/busybox")
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(NamedTuple):
     """Something in the cache: `file` is the kernel, `modules` its …/lib/modules/VERSION or None."""
 
     alias: str

@@ -13,11 +13,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from xenolith.cpu.engine import Engine
 from xenolith.machine.clock import Clock, VirtualClock
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _READ_SIZE: Final = 4096
 _RETRY_S: Final = 0.001
@@ -85,6 +87,8 @@ class HostLoop:
     def submit(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         """Do `work` in another thread; `done` gets its result or its error, in the machine's own thread."""
         if self._workers is None:
+            from concurrent.futures import ThreadPoolExecutor  # most machines never need it, and it is slow to import
+
             self._workers = ThreadPoolExecutor(_WORKERS, "xenolith-io")
 
         def do() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from xenolith.hypervisor.domain import Domain
+from xenolith.loader.exit_marker import EXIT_MARKER, exit_status
 from xenolith.toolstack.config import MachineConfig
 from xenolith.toolstack.host import Stalled
 from xenolith.toolstack.images import Progress, prepare
@@ -50,8 +51,6 @@ class _Lines:
         self.status: int | None = None
 
     def feed(self, data: bytes) -> None:
-        from xenolith.loader.initramfs import EXIT_MARKER, exit_status
-
         self._rest += data
         *lines, self._rest = self._rest.split(b"\n")
         self._rest = self._rest[-_LINE_LIMIT:]

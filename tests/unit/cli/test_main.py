@@ -148,10 +148,20 @@ def test_nobody_reads_the_output_any_more() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_help_imports_neither_engine_nor_numpy() -> None:
-    code = "import sys; sys.argv = ['xenolith', '--help']\n"
+def imported(candidates: set[str], *arguments: str) -> list[str]:
+    """Those of the modules that the command with these arguments has imported when it ends."""
+    code = f"import sys; sys.argv = ['xenolith', *{arguments!r}]\n"
     code += "from xenolith.cli.main import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
-    code += "print(sorted({'numpy', 'unicorn', 'iced_x86', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    code += f"print(*sorted({candidates!r} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=Path.cwd())
-    assert done.stderr.strip() == "[]"
+    return done.stderr.splitlines()[-1].split()
+
+
+def test_help_imports_neither_engine_nor_numpy() -> None:
+    assert imported({"numpy", "unicorn", "iced_x86", "rich"}, "--help") == []
+
+
+def test_run_imports_nothing_that_only_other_verbs_and_guests_need() -> None:
+    slow = {"asyncio", "concurrent.futures", "iced_x86", "logging", "rich", "ssl", "tempfile", "tomllib", "unicorn"}
+    assert imported({*slow, "urllib.request", "numpy"}, "run", "/missing/kernel") == ["numpy"]

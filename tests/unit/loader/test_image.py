@@ -192,12 +192,15 @@ def test_roles(read: Read) -> None:
 
 
 def test_executable_ranges(read: Read) -> None:
+    text = Load(0x100000, b"x" * 0x3000, flags=5, vaddr=BASE + 0x100000)
     mixed = Load(0x200000, b"x" * 0x3000, flags=7, vaddr=BASE + 0x200000)
     sections = [
+        Section(".text", 1, flags=6, addr=BASE + 0x100000, data=bytes(0x1800)),
+        Section(".rodata", 1, flags=2, addr=BASE + 0x102000, data=bytes(0x800)),
         Section(".init.text", 1, flags=6, addr=BASE + 0x200000, data=bytes(0x800)),
         Section(".init.data", 1, flags=3, addr=BASE + 0x201000, data=bytes(0x800)),
     ]
-    data = make_elf([TEXT, DATA, mixed], pv_notes(BASE, ENTRY), sections)
-    assert list(read(data).executable_ranges()) == [(0x100000, 0x101000), (0x200000, 0x200800)]
-    without = make_elf([TEXT, DATA, mixed], pv_notes(BASE, ENTRY))
-    assert list(read(without).executable_ranges()) == [(0x100000, 0x101000), (0x200000, 0x203000)]
+    data = make_elf([text, DATA, mixed], pv_notes(BASE, ENTRY), sections)
+    assert list(read(data).executable_ranges()) == [(0x100000, 0x101800), (0x200000, 0x200800)]
+    without = make_elf([text, DATA, mixed], pv_notes(BASE, ENTRY))
+    assert list(read(without).executable_ranges()) == [(0x100000, 0x103000), (0x200000, 0x203000)]

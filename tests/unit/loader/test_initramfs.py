@@ -11,7 +11,8 @@ import pytest
 from tests.unit.loader.module_maker import make_tree, module
 from xenolith.errors import UserError
 from xenolith.loader import cpio
-from xenolith.loader.initramfs import EXIT_MARKER, ExtraFile, Initramfs, exit_status, standard_modules
+from xenolith.loader.exit_marker import EXIT_MARKER, exit_status
+from xenolith.loader.initramfs import ExtraFile, Initramfs, standard_modules
 
 
 @pytest.fixture

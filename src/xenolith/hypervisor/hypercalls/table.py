@@ -7,8 +7,7 @@ XenError; it never sees an engine. A handler of a sub-operation takes the operat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from xenolith.abi.errno import ENOSYS, XenError
 from xenolith.abi.hypercalls import BY_NUMBER
@@ -35,8 +34,7 @@ class Continuation(Exception):
         self.arguments = tuple(argument & MASK64 for argument in arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class BoundOperation:
+class BoundOperation(NamedTuple):
     """A sub-operation's handler, its argument structure (None: the handler takes the raw address) and what it needs."""
 
     name: str
