@@ -39,7 +39,7 @@ from xenolith.abi.physdev import PHYSDEVOP_set_iopl, PhysdevSetIopl
 from xenolith.abi.traps import CallbackRegister, CALLBACKTYPE_event, CALLBACKTYPE_sysenter
 
 DIVIDE, DEBUG, BREAKPOINT, UNDEFINED, NO_DEVICE, GENERAL_PROTECTION, PAGE_FAULT = 0, 1, 3, 6, 7, 13, 14
-IF, TF = 1 << 9, 1 << 8
+IF, TF, RF = 1 << 9, 1 << 8, 1 << 16
 USER_CS, USER_SS = 0xE033, 0xE02B
 HYPERVISOR = 0xFFFF_8200_0000_0000
 UNMAPPED = 0x7000_0000_0000
@@ -139,6 +139,38 @@ def test_single_step(guest: PvGuest) -> None:
     assert outcome.flags & TF
     assert outcome.rip == guest.symbols["single_step"] + 11  # after the first instruction behind popf
     assert guest.hypercall(HYPERVISOR_get_debugreg, 6) & DR6_BS
+
+
+def test_single_step_from_iret(guest: PvGuest) -> None:
+    outcome = guest.call("raw_iret", iret_frame(guest, guest.symbols["nothing"], rflags=IF | TF))
+    assert (outcome.vector, outcome.rip) == (DEBUG, guest.symbols["nothing"] + 5)
+    assert guest.hypercall(HYPERVISOR_get_debugreg, 6) & (DR6_BS | 0xF) == DR6_BS
+
+
+def test_breakpoint_on_code(guest: PvGuest) -> None:
+    assert guest.hypercall(HYPERVISOR_set_debugreg, 0, guest.symbols["nothing"]) == 0
+    assert guest.hypercall(HYPERVISOR_set_debugreg, 7, 1) == 0
+    outcome = guest.call("nothing")
+    assert (outcome.vector, outcome.rip) == (DEBUG, guest.symbols["nothing"])
+    assert outcome.flags & RF, "to be passed when the handler returns"
+    assert guest.hypercall(HYPERVISOR_get_debugreg, 6) & 0xF == 1
+    frame = iret_frame(guest, outcome.rip, rflags=IF | RF, rsp=outcome.rsp)
+    assert guest.call("raw_iret", frame).rax == 42
+    assert guest.hypercall(HYPERVISOR_set_debugreg, 7, 0) == 0
+    assert guest.call("nothing").rax == 42
+
+
+def test_breakpoint_on_data(guest: PvGuest) -> None:
+    address = guest.page(0)
+    assert guest.hypercall(HYPERVISOR_set_debugreg, 1, address) == 0
+    assert guest.hypercall(HYPERVISOR_set_debugreg, 7, 1 << 2 | 1 << 20 | 2 << 22) == 0
+    assert guest.call("peek", address).vector == NO_EXCEPTION
+    outcome = guest.call("poke", address, 7)
+    assert (outcome.vector, outcome.rip) == (DEBUG, guest.symbols["poke"] + 3)
+    assert guest.hypercall(HYPERVISOR_get_debugreg, 6) & 0xF == 2
+    assert guest.read(address, 8) == bytes([7]) + bytes(7)
+    assert guest.hypercall(HYPERVISOR_set_debugreg, 7, 0) == 0
+    assert guest.call("poke", address, 8).vector == NO_EXCEPTION
 
 
 def test_debug_registers_are_checked(guest: PvGuest) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from xenolith.cpu.breakpoints import Breakpoints
 from xenolith.cpu.engine import Cpu, ExitHandler
 from xenolith.cpu.registers import (
     CR0_AM,
@@ -31,6 +32,7 @@ from xenolith.cpu.registers import (
     CR4_PAE,
     CS,
     DF,
+    DR6_BS,
     EFER_LMA,
     EFER_LME,
     EFER_NX,
@@ -45,9 +47,11 @@ from xenolith.cpu.registers import (
     RBX,
     RCX,
     RDX,
+    RF,
     RIP,
     RSI,
     SS,
+    TF,
 )
 from xenolith.errors import UserError
 from xenolith.machine.ram import Ram
@@ -117,6 +121,9 @@ _ATTRIBUTE_LONG: Final = 1 << 21
 _ATTRIBUTE_BIG: Final = 1 << 22
 _CODE64: Final = 0x00A0FB00
 _DATA: Final = 0x00C0F300
+_TF_RF: Final = TF | RF
+_STEP_CAUSES: Final = DR6_BS | 0xF
+_INVALID_OPCODE: Final = 6
 _GENERAL_PROTECTION: Final = 13
 _BREAK_ON_PORT: Final = 2 << 16 | 1
 """DR7: an I/O breakpoint of one byte at DR0."""
@@ -266,6 +273,8 @@ class UnicornCpu:
 
     def set_debug_register(self, number: int, value: int) -> None:
         self.regs[self._engine.debug_word + number] = value
+        if self._state is None:
+            self._engine.debug_registers_changed()
 
 
 class UnicornEngine:
@@ -288,6 +297,9 @@ class UnicornEngine:
         self._cr3 = ctypes.c_uint64()
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
+        self._breakpoints = Breakpoints(
+            self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS // 8, self.debug_word, _page_of_code
+        )
         self._current: UnicornCpu | None = None
         self._handler: ExitHandler | None = None
         self._stopping = ctypes.c_uint32()
@@ -302,6 +314,7 @@ class UnicornEngine:
         self._work: ctypes.Array[ctypes.c_int64] | None = None
         self._failure: BaseException | None = None
         self._denied: bytes | None = None
+        self._stepped_syscall = False
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         self._ram = ram
 
@@ -454,6 +467,8 @@ class UnicornEngine:
 
         def enter(processor: int) -> None:
             begin(processor)
+            if self._breakpoints.alone:
+                return
             self._entries += 1
             if self._entries > _SPIN_ENTRIES:
                 self._spin()
@@ -522,6 +537,12 @@ class UnicornEngine:
             self._current.leave(self._live)
         cpu.enter(self._live)
         self._current = cpu
+        self.debug_registers_changed()
+
+    def debug_registers_changed(self) -> None:
+        """Watch for what the current processor's debug registers say, if stops are safe enough for that."""
+        if self.preemptible:
+            self._breakpoints.update()
 
     def load_root(self, maddr: int) -> None:
         self._cr3.value = maddr
@@ -556,25 +577,40 @@ class UnicornEngine:
         self._handler = handler
         words, longs = self._words, self._longs
         error_at, is_int_at, old_at = self._error_at, self._is_int_at, self._old_at
-        cr2_at = _CR2 // 8
+        cr2_at, flags_at, debug_status_at = _CR2 // 8, _EFLAGS // 8, self.debug_word + 6
         guard = self._guard
 
         on_exception = handler.on_exception
+        breakpoints = self._breakpoints
 
         def intr(_uc: int, vector: int) -> None:
             longs[old_at] = -1
             if self._denied is not None:
                 self._undo_denied()
                 vector, longs[error_at], longs[is_int_at] = _GENERAL_PROTECTION, 0, 0
+            if self._stepped_syscall:
+                self._stepped_syscall = False
+                words[debug_status_at] &= ~_STEP_CAUSES
+                return
+            if breakpoints.armed and not self._finish_alone(vector):
+                return
+            at = words[RIP]
             try:
                 on_exception(vector, longs[error_at] & 0xFFFFFFFF, words[cr2_at], longs[is_int_at] != 0)
             except BaseException as error:
                 guard(error)
+            if breakpoints.armed:
+                if words[RIP] != at:
+                    breakpoints.passed()
+                elif not self._stopping.value:
+                    breakpoints.resume()
 
         def invalid() -> bool:
             longs[old_at] = -1
+            if breakpoints.armed:
+                self._finish_alone(_INVALID_OPCODE)
             try:
-                on_exception(6, 0, 0, False)
+                on_exception(_INVALID_OPCODE, 0, 0, False)
             except BaseException as error:
                 guard(error)
             return True
@@ -587,6 +623,8 @@ class UnicornEngine:
                 on_syscall()
             except BaseException as error:
                 guard(error)
+            if words[flags_at] & _TF_RF:
+                self._resume_after_syscall()
             words[RIP] = (words[RIP] - 2) & 0xFFFFFFFFFFFFFFFF
 
         def sysenter() -> None:
@@ -673,6 +711,8 @@ class UnicornEngine:
 
     def run(self) -> None:
         """Execute the current processor until `stop` or `kick`. Raises what a handler raised."""
+        if self._breakpoints.armed:
+            self._breakpoints.resume()
         self._entries = 0
         result = self._emu_start(self._uc, self._words[RIP], _NOWHERE, 0, 0)
         if self._failure is not None:
@@ -698,6 +738,20 @@ class UnicornEngine:
         self._denied = bytes(self._live)
         self._words[self.debug_word] = port
         self._words[self.debug_word + 7] = _BREAK_ON_PORT
+
+    def _resume_after_syscall(self) -> None:
+        """The library raises a single step's #DB right behind SYSCALL, before the guest has executed anything."""
+        if self._breakpoints.armed and not self._stopping.value:
+            self._breakpoints.resume()
+        self._stepped_syscall = bool(self._words[_EFLAGS // 8] & TF)
+
+    def _finish_alone(self, vector: int) -> bool:
+        """If an instruction had to run by itself: it has ended with `vector`. Returns whether that is the guest's."""
+        if not self._breakpoints.alone:
+            return True
+        if self._stopping.value:  # which `alone` has put off
+            self._lib.cpu_exit(self._cpu_pointer)
+        return self._breakpoints.finish(vector)
 
     def _undo_denied(self) -> None:
         assert self._denied is not None

@@ -43,6 +43,24 @@ def put(vcpu: Vcpu, number: int, value: int) -> None:
     vcpu.cpu.set_debug_register(number, value)
 
 
+def load(vcpu: Vcpu, values: list[int]) -> None:
+    """Start with these eight values, less those that a guest may not have (xen/arch/x86/domain.c)."""
+    for number in (0, 1, 2, 3, 6, 7):
+        try:
+            put(vcpu, number, values[number])
+        except XenError:
+            put(vcpu, number, 0)
+
+
+def stopped_at_code(vcpu: Vcpu, status: int) -> bool:
+    """Whether `status`, a value of DR6, tells of a breakpoint on the instruction at RIP."""
+    control = vcpu.debug[7]
+    return any(
+        status >> number & 1 and control >> 2 * number & 3 and control >> 16 + 4 * number & 3 == _KIND_EXECUTE
+        for number in range(4)
+    )
+
+
 def _resolve(vcpu: Vcpu, number: int) -> int:
     """Registers 4 and 5 are 6 and 7 unless debugging extensions are on."""
     if number in (4, 5) and not vcpu.cr4 & CR4_DE:

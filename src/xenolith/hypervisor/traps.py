@@ -21,7 +21,6 @@ from xenolith.cpu.registers import (
     AC,
     CS,
     DF,
-    DR6_BS,
     DR6_FIXED,
     FLAGS_ARITHMETIC,
     FLAGS_FIXED,
@@ -45,7 +44,7 @@ from xenolith.cpu.registers import (
     TF,
     VM,
 )
-from xenolith.hypervisor import emulate, ioports, msr, ptwr
+from xenolith.hypervisor import debug_registers, emulate, ioports, msr, ptwr
 from xenolith.hypervisor.descriptors import (
     FLAT_CODE64,
     FLAT_DATA,
@@ -425,11 +424,13 @@ class Traps:
             self.inject(vcpu, vector, 0)
 
     def _debug(self, vcpu: Vcpu) -> None:
-        status = vcpu.cpu.debug_register(6) & 0xE00F
-        if vcpu.cpu.flags & TF:
-            status |= DR6_BS
-        vcpu.debug[6] = DR6_FIXED | status
-        vcpu.cpu.set_debug_register(6, DR6_FIXED)
+        """#DB: its cause is kept where the guest can look for it; past a breakpoint on code the guest goes with RF."""
+        cpu = vcpu.cpu
+        status = cpu.debug_register(6)
+        vcpu.debug[6] |= status
+        if debug_registers.stopped_at_code(vcpu, status):
+            cpu.flags |= RF
+        cpu.set_debug_register(6, DR6_FIXED)
         self.inject(vcpu, DEBUG)
 
     def _deny_io(self, vcpu: Vcpu, port: int) -> None:
