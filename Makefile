@@ -8,7 +8,7 @@ TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-c
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test lint bench docs clean
+.PHONY: help install run test lint bench docs guests clean
 
 help:
 	@echo 'make run      boot a machine; this terminal is its console (Ctrl-] leaves it). More options: make run ARGS="--memory 1GiB"'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint     the checks without pytest'
 	@echo 'make bench    measure Xenolith against QEMU and Xen (needs qemu-system-x86)'
 	@echo 'make docs     write the generated documents anew'
+	@echo 'make guests   write docs/guests.md anew, from the tests that boot guests (minutes)'
 	@echo 'make install  install into .venv only'
 	@echo 'make clean    remove .venv and everything that was generated'
 
@@ -38,6 +39,10 @@ docs: $(VENV)/installed
 	@$(BIN)/python -m tools.abi_coverage docs/abi-coverage.md
 	@$(BIN)/python -m tools.cli_reference docs/cli.md
 	@$(BIN)/python -m tools.guest_reference docs/guest-config.md
+
+guests: $(VENV)/installed-dev
+	@tools/pull_test_kernels $(BIN)/xenolith $(TEST_KERNELS)
+	@XENOLITH_GUESTS_PAGE=docs/guests.md $(BIN)/pytest -n 2 --dist worksteal tests/boot
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist benchmarks/results

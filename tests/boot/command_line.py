@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 XENOLITH: Final = Path(sys.executable).with_name("xenolith")
-_LIMIT_S: Final = 150.0
+_LIMIT_S: Final = 240.0
 
 
 @dataclass(slots=True)
@@ -62,13 +62,18 @@ def run(
     *arguments: str | Path,
     meanwhile: Callable[[Started], None] | None = None,
     limit_s: float = _LIMIT_S,
+    address_space: int | None = None,
     **environment: str,
 ) -> Ended:
-    """Run `xenolith` with these arguments, without a terminal; `meanwhile` is called while it runs."""
+    """Run `xenolith` with these arguments, without a terminal; `meanwhile` is called while it runs.
+
+    `address_space` is the most that it may map, in bytes.
+    """
+    limit = () if address_space is None else ("prlimit", f"--as={address_space}")
     with temporary_files(environment) as (variables, temporary), tempfile.TemporaryFile() as errors:
         begin = time.monotonic()
         process = subprocess.Popen(
-            [XENOLITH, *arguments],
+            [*limit, XENOLITH, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

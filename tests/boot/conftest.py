@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any, Final
 import pytest
 
 from tests.boot.guests import Row, page
+from tests.guest.assembler import missing_tools
 from xenolith.loader import registry
 
 _PAGE_VARIABLE: Final = "XENOLITH_GUESTS_PAGE"
 """The environment variable that names the file to which the record is written when all guests have run."""
 _rows: dict[tuple[str, str], Row] = {}
+
+_IMAGE: Final = Path(__file__).parent / "image"
 
 Record = Callable[[Row], None]
 Kernel = Callable[[str], str]
@@ -37,6 +41,27 @@ def kernel() -> Kernel:
 def record(request: pytest.FixtureRequest) -> Record:
     """Tells how far a guest came; the last word counts."""
     return lambda row: request.node.user_properties.append(("guest", asdict(row)))
+
+
+@pytest.fixture(scope="session")
+def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest of image/hello.S, with notes."""
+    return _assemble(tmp_path_factory.mktemp("hello") / "hello", "notes.lds")
+
+
+@pytest.fixture(scope="session")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a __xen_guest section only."""
+    return _assemble(tmp_path_factory.mktemp("legacy") / "legacy", "legacy.lds", "--defsym", "legacy=1")
+
+
+def _assemble(guest: Path, script: str, *options: str) -> Path:
+    if missing := missing_tools():
+        pytest.skip(f"{', '.join(missing)} not installed: binutils assembles the guests")
+    code = guest.with_suffix(".o")
+    subprocess.run(["as", "--64", *options, "-o", code, _IMAGE / "hello.S"], check=True)
+    subprocess.run(["ld", "-T", _IMAGE / script, "-o", guest, code], check=True, stderr=subprocess.DEVNULL)
+    return guest
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -21,7 +21,7 @@ EXPECTED: Final = (
 _HEAD: Final = """\
 # Guests
 
-This page is written by the boot tests (`make docs`): each row is what a test started, and how far it came then.
+This page is written by the boot tests (`make guests`): each row is what a test started, and how far it came then.
 `xenolith pull NAME` brings those that have a name of the registry.
 
 | Guest | Version | Started as | It came to | What was checked there |
