@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from xenolith.abi import errno
 from xenolith.abi.hypercalls import (
     HYPERCALLS,
     Hypercall,
@@ -85,6 +86,8 @@ def lines(call: Hypercall) -> Iterator[Line]:
 def _operation(number: int, operation: Operation, handler: Callable[..., Any], needs: Capability) -> Line:
     key = (number, operation.number)
     bound = OPERATIONS.get(key)
+    if bound is not None and bound.refuses:
+        return Line(operation.name, f"-{errno.name(bound.refuses)}", _name(needs))
     if bound is not None:
         return Line(operation.name, always_raises(bound.handler) or YES, _name(needs | bound.needs))
     # Linters let no module import a name that it does not use.
@@ -140,7 +143,7 @@ from the handlers (`xenolith.hypervisor.hypercalls`). A test fails when this pag
 are in no table; another error is what a Xen without that feature or hardware answers, always; "never" is a call of
 which a PV guest has no use, and answers -ENOSYS. Capabilities are those that the calling domain must have. Where none
 is named, every domain may act on itself and on what others granted or offered to it; what names another domain to act
-on needs CONTROL.
+on needs CONTROL over it, or CREATE by the domain that made it. A domctl needs that in any case: nobody controls itself.
 
 {done} of {all} are implemented, {errors} always answer with an error, {missing} answer -ENOSYS for now, {never} never
 will be anything else.

@@ -14,10 +14,12 @@ from xenolith.abi.vcpu import (
     VGCF_syscall_disables_events,
 )
 from xenolith.cpu.registers import CS, FLAGS_FIXED, IF, IOPL, MASK64, NAMES, SS, VM
+from xenolith.hypervisor import debug_registers
 from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS, attributes_of
 from xenolith.hypervisor.frames import TYPE_L4
 from xenolith.hypervisor.msr import is_canonical
 from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
+from xenolith.hypervisor.vcpu_state import check_same_tables
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -60,6 +62,17 @@ class Contexts:
         self._hv.scheduler.woken(vcpu)
         vcpu.down = not context.flags & VGCF_online
 
+    def reload(self, vcpu: Vcpu, context: VcpuGuestContext) -> None:
+        """Give a vCPU that was started another state. Its tables stay what they are.
+
+        Raises XenError: EINVAL, EOPNOTSUPP for other tables, and changes nothing.
+        """
+        _check(context)
+        check_same_tables(vcpu, context)
+        self._load_entry_points(vcpu, context)
+        self._load_registers(vcpu, context)
+        vcpu.down = not context.flags & VGCF_online
+
     def _load_entry_points(self, vcpu: Vcpu, context: VcpuGuestContext) -> None:
         vcpu.kernel_ss, vcpu.kernel_sp = (context.kernel_ss & 0xFFFF) | 3, context.kernel_sp
         for vector, trap in enumerate(context.trap_ctxt):
@@ -88,7 +101,7 @@ class Contexts:
         cpu.gs_base, vcpu.other_gs_base = context.gs_base_kernel, context.gs_base_user
         if not vcpu.kernel_mode:
             cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, cpu.gs_base
-        vcpu.debug = list(context.debugreg)
+        debug_registers.load(vcpu, list(context.debugreg))
 
     def start_of_day(self, vcpu: Vcpu, entry: int, stack_pointer: int, start_info: int, l4_mfn: int) -> None:
         """The state in which a domain's first vCPU enters its kernel (public/xen.h, "Start-of-day memory layout")."""

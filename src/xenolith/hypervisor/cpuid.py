@@ -51,7 +51,8 @@ _MAX_BASIC_LEAF: Final = 7
 _FIRST_EXTENDED_LEAF: Final = 0x8000_0000
 _MAX_EXTENDED_LEAF: Final = 0x8000_0008
 _CLFLUSH_LINE: Final = 0x0800
-_ADDRESS_WIDTHS: Final = 48 << 8 | 46
+PHYSICAL_ADDRESS_BITS: Final = 46
+_ADDRESS_WIDTHS: Final = 48 << 8 | PHYSICAL_ADDRESS_BITS
 """Bits of linear and of physical addresses."""
 _MACHINE_ADDRESS_BITS: Final = 46
 """Bits of the highest machine address, unless the machine says how large it is: above 44, Linux wants grants of v2."""

@@ -73,6 +73,10 @@ class Domain:
     vm_assist: int = 0
     time_offset_s: int = 0
     weight: int = 256
+    is_debugged: bool = False
+    emulation_flags: int = 0
+    misc_flags: int = 0
+    """What the domain was made with (struct xen_arch_domainconfig)."""
     perdomain_l3_mfn: int = 0
     pirq_eoi_mfn: int = 0
     suspend_port: int = 0

@@ -208,7 +208,7 @@ class EventChannels:
         return (channel for channel in self._channels if channel.state != EVTCHNSTAT_closed)
 
     def _allocate(self) -> Channel:
-        """A closed port that may be bound. Raises XenError: ENOSPC, EINVAL for a domain that is dying or has no vCPUs."""
+        """A closed port that may be bound. Raises XenError: ENOSPC, EINVAL for a dying domain or one without vCPUs."""
         if self.domain.is_dying or not self.domain.vcpus:
             raise XenError(EINVAL, "the domain is dying, or has no vCPU yet to be notified")
         limit = min(self.signalling.capacity, self.max_port + 1)

@@ -45,6 +45,7 @@ FLAG_SHARED: Final = 16
 """The hypervisor's own frame, lent to its owner: not part of the owner's memory."""
 
 _REFILL: Final = 512
+_WINDOW: Final = 1 << 16
 
 
 class FrameTable:
@@ -102,9 +103,7 @@ class FrameTable:
 
     def _take(self, count: int) -> list[int]:
         if count > _REFILL:
-            self._pool.clear()
-            first: list[int] = np.flatnonzero(self.owners == NOBODY)[:count].tolist()
-            return first
+            return self._take_many(count)
         taken: list[int] = []
         while len(taken) < count:
             if not self._pool:
@@ -115,10 +114,19 @@ class FrameTable:
                 self.owner[mfn] = NOT_RAM  # so that a stale second pool entry cannot be taken as well
         return taken
 
+    def _take_many(self, count: int) -> list[int]:
+        """The lowest free frames, looked for in pieces of growing size: most of them are early in the table."""
+        end = 2 * count
+        while True:
+            found = np.flatnonzero(self.owners[:end] == NOBODY)[:count]
+            if len(found) == count:
+                first: list[int] = found.tolist()
+                return first
+            end *= 4
+
     def _refill(self) -> None:
-        window = 1 << 16
-        for _ in range(self.total // window + 2):
-            end = min(self._cursor + window, self.total)
+        for _ in range(self.total // _WINDOW + 2):
+            end = min(self._cursor + _WINDOW, self.total)
             found = np.flatnonzero(self.owners[self._cursor : end] == NOBODY)
             if len(found):
                 found = found[:_REFILL] + self._cursor
@@ -133,17 +141,22 @@ class FrameTable:
 
         Raises XenError(ENOMEM) where there is no such run.
         """
+        first = int(self.allocate_runs(domid, order, highest, 1)[0])
+        return list(range(first, first + (1 << order)))
+
+    def allocate_runs(self, domid: int, order: int, highest: int, count: int) -> npt.NDArray[np.int64]:
+        """Take `count` times 2**order adjacent frames, aligned to their size and at or below frame `highest`.
+
+        Returns the first of each run. Raises XenError(ENOMEM) and takes none where there are not as many.
+        """
         size = 1 << order
         limit = min(self.total, highest + 1) >> order
         runs = (self.owners[: limit << order] == NOBODY).reshape(limit, size).all(axis=1)
-        found = np.flatnonzero(runs)
-        if not len(found):
-            raise XenError(ENOMEM, f"no free run of {size} frames below {highest:#x}")
-        first = int(found[-1]) << order
-        mfns = np.arange(first, first + size)
-        self._own(mfns, domid)
-        result: list[int] = mfns.tolist()
-        return result
+        starts = np.flatnonzero(runs)[-count:] << order
+        if len(starts) < count:
+            raise XenError(ENOMEM, f"no {count} free runs of {size} frames below {highest:#x}")
+        self._own((starts[:, None] + np.arange(size)).reshape(-1), domid)
+        return starts
 
     def allocate_top(self, domid: int, count: int) -> list[int]:
         """Take the highest `count` free frames, which must be adjacent. Raises XenError(ENOMEM)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EBUSY, EINVAL, ERANGE, XenError
+from xenolith.abi.errno import EBUSY, EINVAL, ENOSYS, ERANGE, XenError
 from xenolith.abi.grant_table import (
     GNTTAB_NR_RESERVED_ENTRIES,
     GNTCOPY_dest_gref,
@@ -55,8 +55,11 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_FRAMES: Final = 64
 """How long a table may become, in frames, unless the domain's creator says otherwise."""
-MAX_MAPPINGS: Final = 1 << 18
-"""How many mappings a domain may hold: Xen's 1024 frames of 16-byte map-track entries."""
+DEFAULT_MAPTRACK_FRAMES: Final = 1024
+MAPPINGS_PER_FRAME: Final = 256
+"""Of Xen's map-track entries, of 16 bytes each."""
+MAX_MAPPINGS: Final = DEFAULT_MAPTRACK_FRAMES * MAPPINGS_PER_FRAME
+"""How many mappings a domain may hold, unless its creator says otherwise."""
 _PIN_LIMIT: Final = 0x80
 _BOTH_MAPS: Final = GNTMAP_host_map | GNTMAP_device_map
 _KEPT_FLAGS: Final = _BOTH_MAPS | GNTMAP_readonly | GNTMAP_contains_pte
@@ -124,7 +127,9 @@ class GrantTable:
         self._ram = hv.ram
         self.domain = domain
         self.version = 1
+        self.max_version = 2
         self.max_frames = DEFAULT_MAX_FRAMES
+        self.max_mappings = MAX_MAPPINGS
         self.frames: list[int] = []
         """The frames of the table itself, shared with the domain."""
         self.status_frames: list[int] = []
@@ -299,7 +304,7 @@ class GrantTable:
         domain = self._hv.domains.get(granter_domid)
         if domain is None:
             raise GrantError(GNTST_bad_domain, f"no domain {granter_domid}")
-        if len(self._mappings) >= MAX_MAPPINGS:
+        if len(self._mappings) >= self.max_mappings:
             raise GrantError(GNTST_no_device_space, "too many mappings")
         granter = domain.grants
         active = granter._pin(ref, self.domain.domid, flags)
@@ -426,6 +431,8 @@ class GrantTable:
         """
         if version not in (1, 2):
             raise XenError(EINVAL, f"there is no grant table version {version}")
+        if version > self.max_version:
+            raise XenError(ENOSYS, f"grant table version {version} was not given to {self.domain}")
         if version == self.version:
             return
         if any(ref >= GNTTAB_NR_RESERVED_ENTRIES for ref in self._active):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from xenolith.abi.errno import EEXIST, EINVAL, ENOMEM, EOVERFLOW, XenError
+from xenolith.abi.errno import EINVAL, ENOMEM, EOVERFLOW, XenError
 from xenolith.abi.event_channel import VIRQ_DOM_EXC
 from xenolith.abi.types import DOMID_FIRST_RESERVED
+from xenolith.hypervisor import vcpu_state
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.events import EventChannels, raise_global_virq
 from xenolith.hypervisor.frames import FLAG_PINNED
@@ -50,10 +51,10 @@ class Lifecycle:
     # -- the beginning ------------------------------------------------------------------------------------------------
 
     def create(self, name: str, max_vcpus: int, capabilities: Capability, wanted: int | None = None) -> Domain:
-        """A domain without memory and vCPUs, numbered `wanted` or with a number that nobody has.
+        """A domain without memory and vCPUs, numbered `wanted`, which nobody is, or with a free number.
 
-        Raises XenError, and makes nothing: EINVAL for an impossible number of vCPUs, EEXIST if the number is in use,
-        ENOMEM for lack of frames or numbers.
+        Raises XenError, and makes nothing: EINVAL for an impossible number of vCPUs, ENOMEM for lack of frames or
+        numbers.
         """
         hv = self._hv
         if not 1 <= max_vcpus <= MAX_VCPUS:
@@ -77,8 +78,6 @@ class Lifecycle:
     def _choose_domid(self, wanted: int | None) -> int:
         domains = self._hv.domains
         if wanted is not None:
-            if wanted in domains:
-                raise XenError(EEXIST, f"there is a domain {wanted}")
             return wanted
         for _ in range(DOMID_FIRST_RESERVED):
             domid = self._next_domid
@@ -132,6 +131,17 @@ class Lifecycle:
             self._hv.reschedule = True
         self._settle(domain)
 
+    def resume(self, domain: Domain) -> None:
+        """Let a domain that has shut down go on where it was (domain_resume)."""
+        if domain.shutdown_code is None:
+            return
+        domain.shutdown_code = domain.announced_shutdown_code = None
+        domain.pause_count -= 1
+        for vcpu in domain.vcpus:
+            self._hv.scheduler.woken(vcpu)
+        self._hv.reschedule = True
+        self._settle(domain)
+
     def _settle(self, domain: Domain) -> None:
         for vcpu in domain.vcpus:
             self._hv.timekeeping.settle(vcpu)
@@ -166,11 +176,7 @@ class Lifecycle:
         hv, frames = self._hv, self._hv.frames
         for vcpu in domain.vcpus:
             vcpu.singleshot_ns = vcpu.periodic_ns = vcpu.poll_deadline_ns = 0
-            hv.descriptors.release(vcpu)
-            for root in (vcpu.kernel_root, vcpu.user_root):
-                if root:
-                    frames.put_page_and_type(root >> 12)
-            vcpu.kernel_root = vcpu.user_root = 0
+            vcpu_state.reset(hv, vcpu)
             if vcpu.info_registered:
                 frames.put_page_and_type(vcpu.info_maddr >> 12)
                 vcpu.info_maddr, vcpu.info_registered = hv.dummy_vcpu_info_maddr, False
@@ -203,7 +209,6 @@ class Lifecycle:
         hv.unshare_frame(domain.shared_info_mfn)
         domain.frames_left = len(hv.frames.owned_by(domain.domid))
         domain.is_dead = True
-        hv.forget_cpuid(domain)
         hv.publish("destroy", domid=domain.domid)
         raise_global_virq(hv, VIRQ_DOM_EXC)
         self._bury(domain)
@@ -221,6 +226,7 @@ class Lifecycle:
         if domain.frames_left or hv.domains.get(domain.domid) is not domain:
             return
         del hv.domains[domain.domid]
+        hv.forget_cpuid(domain)
         hv.policy.forget(domain.domid)
         for other in hv.domains.values():
             if other.targets is not None:

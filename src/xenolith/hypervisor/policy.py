@@ -57,8 +57,14 @@ class Policy:
             self._refuse(subject, action, _why_not(subject, target))
         self.uses[subject.domid, action] += 1
 
+    def require_control(self, subject: Domain, target: Domain, action: str) -> None:
+        """Raise XenError(EPERM) unless `subject` controls `target`; nobody controls itself by being itself."""
+        if not self.controls(subject, target):
+            self._refuse(subject, action, _why_not(subject, target))
+        self.uses[subject.domid, action] += 1
+
     def controls(self, subject: Domain, target: Domain) -> bool:
-        """Whether `subject` may act on another domain, by CONTROL over it or because it made it."""
+        """Whether `subject` may act on a domain beyond its own affairs: by CONTROL over it, or because it made it."""
         if Capability.CONTROL in subject.capabilities and (subject.targets is None or target.domid in subject.targets):
             return True
         return Capability.CREATE in subject.capabilities and target.creator == subject.domid
@@ -107,4 +113,6 @@ def _why_not(subject: Domain, target: Domain) -> str:
         return f"domain {target.domid} is none of those that its CONTROL is over"
     if Capability.CREATE in subject.capabilities:
         return f"domain {target.domid} is not its own and it lacks CONTROL, nor did it create it"
+    if subject is target:
+        return "it lacks CONTROL"
     return f"domain {target.domid} is not its own and it lacks CONTROL"

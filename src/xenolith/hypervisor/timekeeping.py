@@ -132,6 +132,10 @@ class Timekeeping:
         times[runstate.state] += self._hv.now_ns() - runstate.entered_ns
         return [runstate.state, runstate.entered_ns, *times]
 
+    def time_in(self, vcpu: Vcpu, state: int) -> int:
+        """How long (ns) the vCPU has been in `state` (RUNSTATE_*), up to now."""
+        return self.runstate_record(vcpu)[2 + state]
+
     def publish_runstate(self, vcpu: Vcpu) -> None:
         """Write the record where the guest wants it; an area that is not mapped any more is left alone."""
         area = vcpu.runstate.area_vaddr

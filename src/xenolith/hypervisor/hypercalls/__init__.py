@@ -6,6 +6,10 @@ from typing import Final
 FAMILIES: Final = (
     "console_io",
     "cpu",
+    "domctl",
+    "domctl_life",
+    "domctl_refused",
+    "domctl_vcpu",
     "event_channel",
     "grant_table",
     "mca",

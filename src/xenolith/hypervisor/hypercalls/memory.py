@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH, XenError
+import numpy as np
+import numpy.typing as npt
+
+from xenolith.abi.errno import EINVAL, ENOMEM, ENOSYS, EPERM, ESRCH, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_memory_op
 from xenolith.abi.memory import (
     MEMOP_CMD_MASK,
@@ -43,13 +47,19 @@ if TYPE_CHECKING:
 
 _MAX_ORDER_SELF: Final = 9
 _MAX_ORDER_PRIVILEGED: Final = 18
-_RESERVATION_OPERATIONS: Final = (XENMEM_increase_reservation, XENMEM_decrease_reservation, XENMEM_populate_physmap)
+_RESERVATION_OPERATIONS: Final = {
+    XENMEM_increase_reservation: "XENMEM_increase_reservation",
+    XENMEM_decrease_reservation: "XENMEM_decrease_reservation",
+    XENMEM_populate_physmap: "XENMEM_populate_physmap",
+}
 _INVALID_M2P: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ADDRESS_BITS: Final = 0xFF
 """Of mem_flags (XENMEMF_get_address_bits): all frames lie below 2**bits bytes; 0 for anywhere."""
 _MOST_EXTENTS: Final = (1 << 64) - 1 >> MEMOP_EXTENT_SHIFT
 _MOST_FRAMES: Final = 1 << 40
 _EXTENTS_IN_A_PART: Final = 1024
+_FRAMES_IN_A_PART: Final = 8192
+_EXTENTS_AT_ONCE: Final = 4096
 _CHUNKS_IN_A_PART: Final = 64
 _NR_EXCHANGED: Final[int] = XenMemoryExchange.nr_exchanged.offset  # type: ignore[attr-defined]
 
@@ -79,64 +89,124 @@ def _reservation(hv: Hypervisor, vcpu: Vcpu, command: int, start: int, vaddr: in
         argument = XenMemoryReservation.from_bytes(hv.memory.read(vcpu, vaddr, XenMemoryReservation.sizeof()))
     except XenError:
         return start
-    limit = _MAX_ORDER_PRIVILEGED if vcpu.domain.can(Capability.CONTROL) else _MAX_ORDER_SELF
+    privileged = vcpu.domain.capabilities & (Capability.CONTROL | Capability.CREATE)
+    limit = _MAX_ORDER_PRIVILEGED if privileged else _MAX_ORDER_SELF
     count, order = argument.nr_extents, argument.extent_order
     if count > _MOST_EXTENTS or start >= count or order > limit:
         return start
     try:
-        domain = _target(hv, vcpu, argument.domid, "memory_op")
+        domain = _target(hv, vcpu, argument.domid, _RESERVATION_OPERATIONS[command])
     except XenError as error:
         if error.errno == ESRCH:
             return start
         raise
-    step = {
-        XENMEM_increase_reservation: _increase,
-        XENMEM_decrease_reservation: _decrease,
-        XENMEM_populate_physmap: _populate,
-    }[command]
-    done, part_end = start, min(count, start + _EXTENTS_IN_A_PART)
-    try:
-        while done < part_end:
-            step(hv, vcpu, domain, argument, argument.extent_start + done * 8)
-            done += 1
-    except XenError as error:
-        hv.note_refusal(vcpu, HYPERVISOR_memory_op, error)
-        return done
-    if done < count:
+    part_end = min(count, start + max(1, _FRAMES_IN_A_PART >> order))
+    if command == XENMEM_decrease_reservation:
+        part_end = min(count, start + _EXTENTS_IN_A_PART)
+        done = _one_by_one(hv, vcpu, _decrease, domain, argument, start, part_end)
+    else:
+        done = _add_extents(hv, vcpu, command == XENMEM_populate_physmap, domain, argument, start, part_end)
+    if done == part_end < count:
         raise Continuation(command | done << MEMOP_EXTENT_SHIFT, vaddr)
     return done
 
 
-def _allocate(hv: Hypervisor, domain: Domain, order: int, mem_flags: int) -> list[int]:
-    """2**order adjacent frames for the domain, within its limit. Raises XenError(ENOMEM or EINVAL)."""
-    if domain.tot_frames + (1 << order) > domain.max_frames or domain.is_dying:
+_Step = Callable[["Hypervisor", Vcpu, Domain, XenMemoryReservation, int], None]
+
+
+def _one_by_one(
+    hv: Hypervisor, vcpu: Vcpu, step: _Step, domain: Domain, argument: XenMemoryReservation, start: int, end: int
+) -> int:
+    """Do one extent after the other, up to the first that fails. Returns where that is."""
+    done = start
+    try:
+        while done < end:
+            step(hv, vcpu, domain, argument, argument.extent_start + done * 8)
+            done += 1
+    except XenError as error:
+        hv.note_refusal(vcpu, HYPERVISOR_memory_op, error)
+    return done
+
+
+def _add_extents(
+    hv: Hypervisor, vcpu: Vcpu, populate: bool, domain: Domain, argument: XenMemoryReservation, start: int, end: int
+) -> int:
+    """Give the domain extents, many at once; where that cannot be, one by one, up to the first that fails."""
+    done = start
+    while done < end:
+        count = min(end - done, _EXTENTS_AT_ONCE)
+        try:
+            _add_at_once(hv, vcpu, populate, domain, argument, argument.extent_start + done * 8, count)
+        except XenError:
+            step = _populate if populate else _increase
+            reached = _one_by_one(hv, vcpu, step, domain, argument, done, done + count)
+            if reached < done + count:
+                return reached
+        done += count
+    return done
+
+
+def _add_at_once(
+    hv: Hypervisor, vcpu: Vcpu, populate: bool, domain: Domain, argument: XenMemoryReservation, at: int, count: int
+) -> None:
+    """All of `count` extents, whose list goes on at `at`, or XenError and none."""
+    listed = populate or bool(argument.extent_start)
+    if listed:
+        data = hv.memory.read(vcpu, at, count * 8)
+        hv.memory.write(vcpu, at, data)  # so that what comes of it can be told
+    starts = _allocate(hv, domain, argument.extent_order, argument.mem_flags, count)
+    if populate:
+        offsets = np.arange(1 << argument.extent_order, dtype=np.uint64)
+        gpfns = np.frombuffer(data, np.uint64)[:, None] + offsets
+        mfns = starts.astype(np.int64)[:, None] + offsets.astype(np.int64)
+        np.frombuffer(hv.m2p, np.uint64)[mfns] = gpfns
+    if listed:
+        hv.memory.write(vcpu, at, starts.tobytes())
+
+
+def _allocate(hv: Hypervisor, domain: Domain, order: int, mem_flags: int, count: int = 1) -> npt.NDArray[np.uint64]:
+    """`count` times 2**order adjacent frames for the domain, within its limit and not from what others have claimed.
+
+    Returns the first of each. Raises XenError(ENOMEM or EINVAL).
+    """
+    wanted = count << order
+    if domain.tot_frames + wanted > domain.max_frames or domain.is_dying:
         raise XenError(EINVAL, f"domain {domain.domid} has {domain.tot_frames} of at most {domain.max_frames} frames")
-    return _take(hv, domain, order, mem_flags)
+    if domain.claimed_frames < wanted > hv.frames.free_frames - claimed_frames(hv):
+        raise XenError(ENOMEM, f"{wanted} frames asked for, {claimed_frames(hv)} of those free are claimed")
+    starts = _take(hv, domain, order, mem_flags, count)
+    domain.claimed_frames = max(0, domain.claimed_frames - wanted)
+    return starts
 
 
-def _take(hv: Hypervisor, domain: Domain, order: int, mem_flags: int) -> list[int]:
+def _take(hv: Hypervisor, domain: Domain, order: int, mem_flags: int, count: int = 1) -> npt.NDArray[np.uint64]:
     bits = mem_flags & _ADDRESS_BITS
     highest = (1 << bits >> 12) - 1 if bits else hv.frames.total
     if order or highest < hv.frames.total:
-        mfns = hv.frames.allocate_contiguous(domain.domid, order, highest)
+        starts = hv.frames.allocate_runs(domain.domid, order, highest, count)
     else:
-        mfns = hv.frames.allocate(domain.domid, 1)
-    domain.tot_frames += len(mfns)
-    return mfns
+        starts = np.array(hv.frames.allocate(domain.domid, count), np.int64)
+    domain.tot_frames += count << order
+    return starts.astype(np.uint64)
+
+
+def claimed_frames(hv: Hypervisor) -> int:
+    """Free frames that are kept for the domains that claimed them."""
+    return sum(domain.claimed_frames for domain in hv.domains.values())
 
 
 def _populate(hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryReservation, at: int) -> None:
     gpfn = hv.memory.read_u64(vcpu, at)
-    mfns = _allocate(hv, domain, argument.extent_order, argument.mem_flags)
-    for offset, mfn in enumerate(mfns):
-        hv.m2p[mfn] = (gpfn + offset) & _INVALID_M2P
-    hv.memory.write_u64(vcpu, at, mfns[0])
+    first = int(_allocate(hv, domain, argument.extent_order, argument.mem_flags)[0])
+    for offset in range(1 << argument.extent_order):
+        hv.m2p[first + offset] = (gpfn + offset) & _INVALID_M2P
+    hv.memory.write_u64(vcpu, at, first)
 
 
 def _increase(hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryReservation, at: int) -> None:
-    mfns = _allocate(hv, domain, argument.extent_order, argument.mem_flags)
+    first = int(_allocate(hv, domain, argument.extent_order, argument.mem_flags)[0])
     if argument.extent_start:
-        hv.memory.write_u64(vcpu, at, mfns[0])
+        hv.memory.write_u64(vcpu, at, first)
 
 
 def _decrease(hv: Hypervisor, vcpu: Vcpu, domain: Domain, argument: XenMemoryReservation, at: int) -> None:
@@ -207,17 +277,12 @@ def _exchange_chunk(
     gpfns = memoryview(hv.memory.read(vcpu, gpfns_at, outs * 8)).cast("Q").tolist()
     old = [first + offset for first in given for offset in range(1 << source.extent_order)]
     _check_given(hv, domain, old)
-    fresh: list[list[int]] = []
-    try:
-        fresh.extend(_take(hv, domain, target.extent_order, target.mem_flags) for _ in gpfns)
-    except XenError:
-        _release(hv, [mfn for mfns in fresh for mfn in mfns])
-        raise
+    fresh = _take(hv, domain, target.extent_order, target.mem_flags, len(gpfns))
     _release(hv, old)
-    for gpfn, mfns in zip(gpfns, fresh, strict=True):
-        for offset, mfn in enumerate(mfns):
-            hv.m2p[mfn] = (gpfn + offset) & _INVALID_M2P
-    hv.memory.write(vcpu, gpfns_at, b"".join(mfns[0].to_bytes(8, "little") for mfns in fresh))
+    for gpfn, first in zip(gpfns, fresh.tolist(), strict=True):
+        for offset in range(1 << target.extent_order):
+            hv.m2p[first + offset] = (gpfn + offset) & _INVALID_M2P
+    hv.memory.write(vcpu, gpfns_at, fresh.tobytes())
 
 
 def _check_given(hv: Hypervisor, domain: Domain, mfns: list[int]) -> None:

@@ -42,6 +42,8 @@ class BoundOperation(NamedTuple):
     argument: type[Struct] | None
     copy_back: bool
     needs: Capability
+    refuses: int = 0
+    """The error that is always the answer; 0 for an operation that does something."""
 
 
 HANDLERS: Final[dict[int, Handler]] = {}
@@ -74,6 +76,16 @@ def operation(
         return handler
 
     return bind
+
+
+def refuse(number: int, command: int, error: int, reason: str) -> None:
+    """Declare a sub-operation that is always answered with `error`, as by a Xen without that feature or hardware."""
+    declared = next(op for op in BY_NUMBER[number].operations if op.number == command)
+
+    def handler(*arguments: Any) -> int:
+        raise XenError(error, f"{declared.name}: {reason}")
+
+    OPERATIONS[number, command] = BoundOperation(declared.name, handler, None, False, Capability.NONE, error)
 
 
 def run_operation(hv: Hypervisor, caller: Vcpu, number: int, command: int, vaddr: int) -> int:

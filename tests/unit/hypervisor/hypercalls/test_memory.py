@@ -33,7 +33,7 @@ from xenolith.abi.memory import (
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor.domain import Capability
-from xenolith.hypervisor.hypercalls import mmu
+from xenolith.hypervisor.hypercalls import memory, mmu
 from xenolith.hypervisor.hypercalls.table import Continuation
 
 INVALID = (1 << 64) - 1
@@ -185,7 +185,8 @@ def test_a_continued_call_goes_on_where_it_was(guest: Guest) -> None:
     assert [guest.hv.frames.owner[mfn] for mfn in mfns] == [guest.domain.domid, -1, -1]
 
 
-def test_long_work_is_done_in_parts() -> None:
+def test_long_work_is_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_FRAMES_IN_A_PART", 1024)
     guest = Bench(8192).guest()
     guest.domain.max_frames = 8192
     vaddr = guest.put(guest.va(0), XenMemoryReservation(0, 3000, 0, 0, DOMID_SELF))

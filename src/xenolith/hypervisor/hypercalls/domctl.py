@@ -1,0 +1,83 @@
+"""domctl: how one domain makes, inspects and ends others: the edge, where structure, target and right are checked.
+
+The operations are in the modules domctl_*. What Xen does not know it takes for an operation on devices behind an IOMMU,
+which is not there: EOPNOTSUPP. Facts are those of Xen 4.17's xen/common/domctl.c and xen/arch/x86/domctl.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenolith.abi.domctl import (
+    XEN_DOMCTL_INTERFACE_VERSION,
+    XEN_DOMCTL_createdomain,
+    XEN_DOMCTL_getdomaininfo,
+    XenDomctl,
+)
+from xenolith.abi.errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenError
+from xenolith.abi.hypercalls import BY_NUMBER, HYPERVISOR_domctl
+from xenolith.abi.types import DOMID_FIRST_RESERVED
+from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, hypercall
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.machine import Hypervisor
+    from xenolith.hypervisor.vcpu import Vcpu
+
+_ARGUMENT: Final[int] = XenDomctl.u.offset
+_DECLARED: Final = frozenset(operation.number for operation in BY_NUMBER[HYPERVISOR_domctl].operations)
+
+
+@hypercall(HYPERVISOR_domctl)
+def domctl(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
+    """Run one operation on the domain that the structure names.
+
+    Raises XenError: EFAULT, EACCES for another interface version, ESRCH, EPERM, or what the operation raises.
+    """
+    data = bytearray(hv.memory.read(caller, vaddr, XenDomctl.sizeof()))
+    op = XenDomctl.from_buffer(data)
+    if op.interface_version != XEN_DOMCTL_INTERFACE_VERSION:
+        raise XenError(EACCES, f"domctl interface version {op.interface_version:#x}")
+    bound = OPERATIONS.get((HYPERVISOR_domctl, op.cmd))
+    if bound is not None and op.cmd == XEN_DOMCTL_createdomain:
+        bound.handler(hv, caller, op)
+    else:
+        domain = _target(hv, caller, op, f"XEN_DOMCTL {op.cmd}" if bound is None else bound.name)
+        if bound is None:
+            hv.count_unimplemented(HYPERVISOR_domctl, op.cmd)
+            raise XenError(ENOSYS if op.cmd in _DECLARED else EOPNOTSUPP, f"domctl {op.cmd}")
+        _run(hv, caller, bound, domain, data)
+        op.domain = domain.domid
+    if bound.copy_back:
+        hv.memory.write(caller, vaddr, bytes(data))
+    return 0
+
+
+def _target(hv: Hypervisor, caller: Vcpu, op: XenDomctl, action: str) -> Domain:
+    """The domain that an operation is about, if the caller controls it."""
+    domain = hv.domains.get(op.domain)
+    if op.cmd == XEN_DOMCTL_getdomaininfo:
+        domain = domain or _next_domain(hv, op.domain)
+        if caller.domain.can(Capability.STORE):
+            return domain
+    if domain is None:
+        raise XenError(ESRCH, f"domain {op.domain} does not exist")
+    hv.policy.require_control(caller.domain, domain, action)
+    return domain
+
+
+def _next_domain(hv: Hypervisor, domid: int) -> Domain:
+    """To be told of a domain that does not exist is to be told of the next that does."""
+    if domid >= DOMID_FIRST_RESERVED:
+        raise XenError(EINVAL, f"domid {domid:#x} is no domain's")
+    following = min((number for number in hv.domains if number > domid), default=None)
+    if following is None:
+        raise XenError(ESRCH, f"there is no domain from {domid} on")
+    return hv.domains[following]
+
+
+def _run(hv: Hypervisor, caller: Vcpu, bound: BoundOperation, domain: Domain, data: bytearray) -> None:
+    if bound.argument is None:
+        bound.handler(hv, caller, domain)
+    else:
+        bound.handler(hv, caller, domain, bound.argument.from_buffer(data, _ARGUMENT))
