@@ -12,12 +12,12 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
-from xenolith.abi.errno import ENOSPC, XenError
+from xenolith.abi.errno import ENOSPC, ENOSYS, XenError
 from xenolith.abi.event_channel import (
     VIRQ_TIMER,
     EvtchnAllocUnbound,
@@ -58,7 +58,8 @@ from xenolith.abi.hypercalls import (
     HYPERVISOR_update_va_mapping,
 )
 from xenolith.abi.shared_info import SharedInfo
-from xenolith.abi.types import DOMID_SELF, PAGE_SIZE, Struct
+from xenolith.abi.types import DOMID_SELF, PAGE_SHIFT, PAGE_SIZE, Struct
+from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.grants import GrantError
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation
 from xenolith.hypervisor.native_memory import AddressSpace, leaf
@@ -124,6 +125,8 @@ class Mapping:
     handles: list[int]
     """The handles of the grants; empty for frames that were mapped by control over their owner."""
     _kernel: NativeKernel
+    written: list[int] = field(default_factory=list)
+    """The machine addresses of granted pages that may have been written: those that were not mapped read-only."""
 
     @property
     def machine(self) -> memoryview:
@@ -185,10 +188,13 @@ class NativeKernel:
         with self._arguments(arguments) as (words, places):
             hv = self._hv
             hv.hypercall_counts[min(number, len(hv.hypercall_counts) - 1)] += 1
+            handler = HANDLERS.get(number)
+            if handler is None:
+                raise XenError(ENOSYS, f"there is no hypercall {number}")
             words += [0] * (hv.argument_counts[number] - len(words))
             while True:
                 try:
-                    result = HANDLERS[number](hv, self._vcpu, *words)
+                    result = handler(hv, self._vcpu, *words)
                     break
                 except Continuation as rest:
                     words[: len(rest.arguments)] = rest.arguments
@@ -356,6 +362,8 @@ class NativeKernel:
                 if result.status == GNTST_okay:
                     mapped.append(result.host_addr)
                     mapping.handles.append(result.handle)
+                    if not readonly:
+                        mapping.written.append(result.dev_bus_addr)
                 else:
                     status = result.status
         if status != GNTST_okay:
@@ -382,11 +390,19 @@ class NativeKernel:
         if self._mappings.pop(id(mapping), None) is None:
             return
         if mapping.handles:
+            self._forget_code(mapping.written)
             self._unmap_grants(mapping.vaddrs, mapping.handles)
         else:
             self._update_window(mapping.vaddrs, [0] * len(mapping.vaddrs), DOMID_SELF)
         self._space.give_slots(mapping.vaddrs)
         mapping.views = []
+
+    def _forget_code(self, maddrs: list[int]) -> None:
+        """What an engine has translated of these pages may be what was there before they were written from here."""
+        frames = self._hv.frames
+        for maddr in maddrs:
+            if frames.flags[maddr >> PAGE_SHIFT] & FLAG_EXECUTABLE:
+                frames.invalidate_code(maddr, PAGE_SIZE)
 
     def _unmap_grants(self, vaddrs: list[int], handles: list[int]) -> None:
         for start in range(0, len(handles), _PER_CALL):

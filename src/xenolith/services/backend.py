@@ -8,10 +8,11 @@ writes, and follows the other's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from xenolith.abi.errno import XenError
+from xenolith.abi.errno import EACCES, ENOENT, XenError
 from xenolith.abi.io.xenbus import (
     XenbusStateClosed,
     XenbusStateClosing,
@@ -41,10 +42,19 @@ class Ends:
     frontend: str = ""
 
     async def read(self, name: str) -> str:
-        return await self.context.store.read_or(f"{self.path}/{name}", "")
+        return await self._value(f"{self.path}/{name}")
 
     async def front(self, name: str) -> str:
-        return await self.context.store.read_or(f"{self.frontend}/{name}", "")
+        return await self._value(f"{self.frontend}/{name}")
+
+    async def _value(self, path: str) -> str:
+        """Where the directory is gone, the one above it is not ours to look into."""
+        try:
+            return await self.context.store.read(path)
+        except XenError as error:
+            if error.errno not in (ENOENT, EACCES):
+                raise
+            return ""
 
     async def front_number(self, name: str, default: int | None = None) -> int:
         """A number that the frontend has written. UserError if there is none and no default: the guest is at fault."""
@@ -172,12 +182,15 @@ class Backend:
             await self._advance(watched, front)
             watched.refused = None
         except (UserError, GrantError, XenError) as error:
+            if await ends.read("frontend") == "":
+                return False  # the toolstack has taken the directory away meanwhile
             watched.refused = front
             self._context.log(f"{ends.path}: {error}")
             watched.device.disconnect()
             watched.connected = False
-            await ends.write({"error": str(error)})
-            await self._set_state(watched, XenbusStateClosing)
+            with suppress(XenError):
+                await ends.write({"error": str(error)})
+                await self._set_state(watched, XenbusStateClosing)
         return True
 
     async def _advance(self, watched: _Watched, front: int) -> None:

@@ -19,6 +19,7 @@ from xenolith.services.service import Access, Context, Factory, Outside, Service
 from xenolith.services.store import StoreService
 from xenolith.services.store_client import StoreClient
 from xenolith.services.tasks import Tasks
+from xenolith.store.tree import Permission
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -102,11 +103,15 @@ class Supervisor:
         self._introduce(running, client)
 
     def _introduce(self, running: Running, client: StoreClient) -> None:
-        """Tell the store of a native domain's ring, as a machine's firmware would."""
+        """Tell the store of a native domain's ring, as a machine's firmware would, and give the domain a home in which
+        it may read what others write there for it, as xl gives every domain."""
+        domid = running.kernel.domid
         privileged = bool(running.role.capabilities & (Capability.CREATE | Capability.STORE))
         for service in self.store.services:
             if isinstance(service, StoreService):
-                service.introduce(running.kernel.domid, client.page.mfn, client.port, privileged)
+                owner = Permission("n", self.store.kernel.domid)
+                service.store.make(("local", "domain", str(domid)), (owner, Permission("r", domid)))
+                service.introduce(domid, client.page.mfn, client.port, privileged)
 
     def kill(self, name: str) -> None:
         """Drop the code of a domain, wherever it is, as if it had failed; it is started again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from errno import ENOMEDIUM
 from typing import Final, Protocol
 
 SECTOR_SIZE: Final = 512
@@ -43,3 +44,28 @@ class Image(Protocol):
 
     def close(self) -> None:
         """Let go of the image. No other call is running, and none comes afterwards."""
+
+
+class NoMedium:
+    """The Image of a drive that is empty."""
+
+    readonly = True
+    physical_sector_size = SECTOR_SIZE
+    discard_granularity = 0
+    size = 0
+
+    def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        raise OSError(ENOMEDIUM, "there is no medium")
+
+    def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        raise OSError(ENOMEDIUM, "there is no medium")
+
+    def flush(self) -> None: ...
+
+    def discard(self, offset: int, length: int) -> None:
+        raise OSError(ENOMEDIUM, "there is no medium")
+
+    def measure(self) -> int:
+        return 0
+
+    def close(self) -> None: ...

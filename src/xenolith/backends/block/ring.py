@@ -101,10 +101,9 @@ class BlockRing:
         self._closed = closed
         self._end_if_idle()
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being done."""
-        return not self._running
+    def insert(self, image: Image) -> None:
+        """Serve another image from now on. What runs on the one before is finished there."""
+        self._image = image
 
     # -- taking requests ----------------------------------------------------------------------------------------------
 
@@ -162,8 +161,9 @@ class BlockRing:
                 self.starved = True
                 return False
         if job.requests:
+            image = self._image  # the one that is there now, even if another takes its place
             self._running.append(job)
-            self._submit(lambda: _perform(self._image, job), lambda statuses: self._finish(job, statuses))
+            self._submit(lambda: _perform(image, job), lambda statuses: self._finish(job, statuses))
         return True
 
     def _begin(self, job: _Job) -> bool:

@@ -116,6 +116,9 @@ class HostFile:
     def discard_granularity(self) -> int:
         return _queue_limit(self._fd, "discard_granularity") if self.is_device else os.fstat(self._fd).st_blksize
 
+    def fileno(self) -> int:
+        return self._fd
+
     def close(self) -> None:
         os.close(self._fd)
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from xenolith.backends.block.image import SECTOR_SIZE
@@ -180,13 +180,19 @@ class NbdImage:
 class Server:
     """A server process of our own, which serves one disk over a socket in a directory of its own.
 
-    Both programs end by themselves when their only client is gone, so that none is left if we are killed.
+    Both programs end by themselves when their only client is gone, so that none is left if we are killed. A server
+    that still writes what it has is waited for before the next one for the same disk starts.
     """
+
+    _ending: ClassVar[dict[str, threading.Thread]] = {}
 
     def __init__(self, program: str, arguments: Sequence[str], what: str) -> None:
         path = shutil.which(program)
         if path is None:
             raise UserError(f"{what} needs {program}, which is not installed", _PACKAGES[program])
+        before = self._ending.get(what)
+        if before is not None:
+            before.join()
         self._what = what
         self._directory = Path(tempfile.mkdtemp(prefix="xenolith-nbd-"))
         self._socket_path = self._directory / "socket"
@@ -212,7 +218,11 @@ class Server:
         raise UserError(f"{self._what} cannot be served: {said[-1] if said else 'its server does not start'}")
 
     def close(self) -> None:
-        """The connection is closed: let the server write what it has, and end."""
+        """The connection is closed: let the server write what it has, and end. Does not wait for that."""
+        ending = self._ending[self._what] = threading.Thread(target=self._end, name="xenolith-nbd", daemon=True)
+        ending.start()
+
+    def _end(self) -> None:
         try:
             self._process.wait(_START_S)
         except subprocess.TimeoutExpired:
@@ -221,6 +231,8 @@ class Server:
         self._errors.close()
         with suppress(OSError):
             shutil.rmtree(self._directory)
+        if self._ending.get(self._what) is threading.current_thread():
+            del self._ending[self._what]
 
 
 def serve(program: str, arguments: Sequence[str], what: str, readonly: bool) -> NbdImage:

@@ -11,7 +11,7 @@ from xenolith.errors import UserError
 from xenolith.services.disks import nbd
 from xenolith.services.disks.file import HostFile
 from xenolith.services.disks.filesystems import missing_bytes
-from xenolith.services.disks.overlay import open_overlay
+from xenolith.services.disks.overlay import adopt_overlay, make_passing_overlay, open_overlay
 from xenolith.services.disks.raw import RawImage
 
 _RAW: Final = ("raw", "phy", "file", "aio", "tap")
@@ -33,7 +33,8 @@ _NBDKIT: Final = {"http": "curl", "https": "curl", "ftp": "curl", "ftps": "curl"
 
 @dataclass(frozen=True, slots=True)
 class DiskSource:
-    """What a disk is made of. `location` is a path or a URL; `overlay`, if any, takes all that is written.
+    """What a disk is made of. `location` is a path or a URL; `overlay`, if any, takes all that is written: a file, or
+    (True) nothing that lasts.
 
     The format is never guessed from the content: that is the guest's to write.
     """
@@ -41,28 +42,30 @@ class DiskSource:
     location: str
     format: str = "raw"
     readonly: bool = False
-    overlay: Path | None = None
+    overlay: Path | bool = False
 
-    @classmethod
-    def parse(cls, params: str, readonly: bool = False, overlay: str = "") -> DiskSource:
-        """Read what a toolstack writes into the node `params`: [FORMAT:]PATH, or a URL."""
-        head, colon, rest = params.partition(":")
-        format_, location = (head, rest) if colon and head in FORMATS else ("raw", params)
-        return cls(location, format_, readonly, Path(overlay) if overlay else None)
+    def open(self, passing: HostFile | None = None) -> tuple[Image, HostFile | None]:
+        """May block. Raises UserError if the disk cannot be had, or is shorter than the file system on it.
 
-    def open(self) -> Image:
-        """May block. Raises UserError if the disk cannot be had, or is shorter than the file system on it."""
-        image = self._open_base(self.readonly or self.overlay is not None)
+        For an overlay that does not last, `passing` is its file if there is one already, and comes back with the
+        image: who is to go on with the disk needs it.
+        """
+        image = self._open_base(self.readonly or bool(self.overlay))
         try:
             self._check_length(image)
-            if self.overlay is not None:
-                overlay = open_overlay(self.overlay, image, self._stamp())
-                overlay.readonly = self.readonly
-                return overlay
+            if not self.overlay:
+                return image, None
+            stamp = self._stamp()
+            if isinstance(self.overlay, Path):
+                overlay, passing = open_overlay(self.overlay, image, stamp), None
+            else:
+                passing = passing or make_passing_overlay(image, stamp)
+                overlay = adopt_overlay(passing, image, stamp, f"of {self.location}")
+            overlay.readonly = self.readonly
+            return overlay, passing
         except BaseException:
             image.close()
             raise
-        return image
 
     def _open_base(self, readonly: bool) -> Image:
         scheme, separator, _ = self.location.partition("://")

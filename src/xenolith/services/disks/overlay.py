@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -147,9 +148,7 @@ class Overlay:
             return bits
         self._file.readv(header.safe_at, [memoryview(bits)])
         self._file.writev(header.present_at, [memoryview(bits)])
-        self._file.sync()  # before the header says that they count
         Header(header.cluster_bytes, header.size, header.base_stamp, boot).write(self._file)
-        self._file.sync()
         return bits
 
     # -- Image --------------------------------------------------------------------------------------------------------
@@ -256,31 +255,53 @@ def boot_id() -> str:
 
 def open_overlay(path: Path, base: Image, base_stamp: int) -> Overlay:
     """The overlay at `path`, which is made if there is none. Raises UserError."""
-    boot = boot_id()
     try:
         if not path.exists():
-            _make(path, base.size, base_stamp, boot)
-        file = HostFile.open(path, readonly=False)
-        header = Header.read(file)
-        try:
-            _check(path, header, base, base_stamp)
-            assert header is not None
-            return Overlay(file, header, base, boot)
-        except BaseException:
-            file.close()
-            raise
+            _make(path, base.size, base_stamp)
     except OSError as error:
-        raise UserError(f"the overlay {path} cannot be used: {error.strerror}") from None
+        raise UserError(f"the overlay {path} cannot be made: {error.strerror}") from None
+    return adopt_overlay(HostFile.open(path, readonly=False), base, base_stamp, str(path))
 
 
-def _make(path: Path, size: int, base_stamp: int, boot: str) -> None:
+def make_passing_overlay(base: Image, base_stamp: int) -> HostFile:
+    """An overlay that has no name, and is gone with the last descriptor of its file. Raises UserError."""
+    directory = tempfile.gettempdir()
+    try:
+        file = HostFile(os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), readonly=False)
+        create(file, base.size, base_stamp, boot_id())
+    except OSError as error:
+        raise UserError(f"there can be no overlay in {directory}: {error.strerror}", "set TMPDIR") from None
+    return file
+
+
+def adopt_overlay(file: HostFile, base: Image, base_stamp: int, name: str) -> Overlay:
+    """The overlay in an open file, which is closed if that fails. Raises UserError."""
+    try:
+        header = Header.read(file)
+        if header is None:
+            raise UserError(f"{name} is no overlay of Xenolith's", "name a file that does not exist, and it is made")
+        if (header.size, header.base_stamp) != (base.size, base_stamp):
+            raise UserError(
+                f"the base of the overlay {name} is not what it was when the overlay was made",
+                "bring the old base back, or remove the overlay, which loses what was written to it",
+            )
+        return Overlay(file, header, base, boot_id())
+    except OSError as error:
+        file.close()
+        raise UserError(f"the overlay {name} cannot be used: {error.strerror}") from None
+    except UserError:
+        file.close()
+        raise
+
+
+def _make(path: Path, size: int, base_stamp: int) -> None:
     """Nothing is at `path` before the overlay is whole."""
     unfinished = path.with_name(path.name + ".new")
     with suppress(FileNotFoundError):
         unfinished.unlink()
     file = HostFile.create(unfinished)
     try:
-        create(file, size, base_stamp, boot)
+        create(file, size, base_stamp, boot_id())
         os.rename(unfinished, path)
     except BaseException:
         unfinished.unlink()
@@ -292,13 +313,3 @@ def _make(path: Path, size: int, base_stamp: int, boot: str) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def _check(path: Path, header: Header | None, base: Image, base_stamp: int) -> None:
-    if header is None:
-        raise UserError(f"{path} is not an overlay of Xenolith's", "name a file that does not exist, and it is made")
-    if (header.size, header.base_stamp) != (base.size, base_stamp):
-        raise UserError(
-            f"the base of the overlay {path} is not what it was when the overlay was made",
-            "bring the old base back, or remove the overlay, which loses what was written to it",
-        )

@@ -24,6 +24,7 @@ from xenolith.abi.io.blkif import (
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
 )
+from xenolith.backends.block.image import NoMedium
 from xenolith.backends.block.ring import IN_FLIGHT_SEGMENTS
 from xenolith.services.disks.file import HostFile
 from xenolith.services.disks.raw import RawImage
@@ -360,7 +361,20 @@ def test_an_index_that_goes_back_harms_nobody(image: Watched) -> None:
     assert not front.ring.broken
     while front.worker.queue:
         front.worker.run()
-    assert front.ring.idle
+    assert front.grants.mapped == 0
+
+
+def test_a_medium_that_is_changed(image: Watched, tmp_path: Path) -> None:
+    front = Frontend(image, at_once=False)
+    page = front.grants.page()
+    front.access(BLKIF_OP_READ, 0, [(page, 0, 7)], ident=1)
+    front.ring.service()
+    front.ring.insert(NoMedium())
+    front.access(BLKIF_OP_READ, 0, [(page, 0, 7)], ident=2)
+    front.ring.service()
+    front.worker.run()
+    assert [status for *_, status in front.answers()] == [BLKIF_RSP_OKAY, BLKIF_RSP_ERROR]
+    assert image.calls == [("read", 0, 8)]
 
 
 # -- events, and who takes a ring over --------------------------------------------------------------------------------

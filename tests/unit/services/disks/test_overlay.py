@@ -255,7 +255,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_one_base_serves_many(base: Path, tmp_path: Path) -> None:
-    disks = [DiskSource(str(base), overlay=tmp_path / f"overlay{number}").open() for number in range(3)]
+    disks = [DiskSource(str(base), overlay=tmp_path / f"overlay{number}").open()[0] for number in range(3)]
     for version, disk in enumerate(disks, 1):
         disk.writev(5 * 512, [memoryview(sector_of(version, 5))])
     for version, disk in enumerate(disks, 1):
@@ -270,18 +270,35 @@ def test_one_base_serves_many(base: Path, tmp_path: Path) -> None:
 
 
 def test_while_it_has_overlays_nobody_writes_to_the_base(base: Path, tmp_path: Path) -> None:
-    disk = DiskSource(str(base), overlay=tmp_path / "overlay").open()
+    disk = DiskSource(str(base), overlay=tmp_path / "overlay").open()[0]
     with pytest.raises(UserError, match="in use elsewhere"):
         DiskSource(str(base)).open()
     with pytest.raises(UserError, match="in use elsewhere"):
         DiskSource(str(base), overlay=tmp_path / "overlay").open()
     disk.close()
-    DiskSource(str(base)).open().close()
+    DiskSource(str(base)).open()[0].close()
+
+
+def test_an_overlay_that_does_not_last(base: Path) -> None:
+    source = DiskSource(str(base), overlay=True)
+    disk, passing = source.open()
+    assert passing is not None
+    disk.writev(0, [memoryview(sector_of(3, 0))])
+    again, _ = source.open(HostFile(os.dup(passing.fileno()), readonly=False))
+    disk.close()
+    content = bytearray(1024)
+    again.readv(0, [memoryview(content)])
+    again.close()
+    assert content == sector_of(3, 0) + sector_of(0, 1)
+    other, _ = source.open()
+    other.readv(0, [memoryview(content)])
+    other.close()
+    assert content == Base(2048).content[:1024]
 
 
 def test_a_base_that_has_changed(base: Path, tmp_path: Path) -> None:
     source = DiskSource(str(base), overlay=tmp_path / "overlay")
-    source.open().close()
+    source.open()[0].close()
     os.utime(base, ns=(1, 1))
     with pytest.raises(UserError, match="is not what it was"):
         source.open()
@@ -290,7 +307,7 @@ def test_a_base_that_has_changed(base: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_no_overlay(base: Path, tmp_path: Path) -> None:
     for content in (b"", b"xenolith-overlay", bytes(1 << 16)):
         (tmp_path / "other").write_bytes(content)
-        with pytest.raises(UserError, match="is not an overlay"):
+        with pytest.raises(UserError, match="is no overlay"):
             DiskSource(str(base), overlay=tmp_path / "other").open()
         assert (tmp_path / "other").read_bytes() == content
 
@@ -303,10 +320,10 @@ def test_an_overlay_that_cannot_be_made(base: Path, tmp_path: Path) -> None:
 
 def test_a_read_only_disk_with_an_overlay_shows_it(base: Path, tmp_path: Path) -> None:
     with_overlay = DiskSource(str(base), overlay=tmp_path / "overlay")
-    disk = with_overlay.open()
+    disk = with_overlay.open()[0]
     disk.writev(0, [memoryview(sector_of(3, 0))])
     disk.close()
-    disk = DiskSource(str(base), readonly=True, overlay=tmp_path / "overlay").open()
+    disk = DiskSource(str(base), readonly=True, overlay=tmp_path / "overlay").open()[0]
     content = bytearray(512)
     disk.readv(0, [memoryview(content)])
     assert disk.readonly
@@ -318,7 +335,7 @@ WRITER = """
 import random, sys
 from pathlib import Path
 from xenolith.services.disks.open import DiskSource
-disk = DiskSource(sys.argv[1], overlay=Path(sys.argv[2])).open()
+disk = DiskSource(sys.argv[1], overlay=Path(sys.argv[2])).open()[0]
 chance = random.Random(int(sys.argv[3]))
 for version in range(1, 1 << 20):
     start = chance.randrange(2048)
@@ -348,7 +365,7 @@ def test_killed_at_any_moment_nothing_that_was_answered_is_lost(base: Path, tmp_
             version, start, count = map(int, numbers)
             for number in range(start, start + count):
                 possible[number] = {version} if what == "done" else possible[number] | {version}
-    disk = DiskSource(str(base), overlay=tmp_path / "overlay").open()
+    disk = DiskSource(str(base), overlay=tmp_path / "overlay").open()[0]
     content = bytearray(2048 * 512)
     disk.readv(0, [memoryview(content)])
     disk.close()
