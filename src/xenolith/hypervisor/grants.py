@@ -119,6 +119,11 @@ def _counters(flags: int) -> list[int]:
     ]
 
 
+def status_frames_for(nr_frames: int) -> int:
+    """Frames of status words that go with `nr_frames` frames of entries of version 2."""
+    return -(-nr_frames * _V2_PER_FRAME // _STATUS_PER_FRAME)
+
+
 class GrantTable:
     """The grants that one domain gives (`frames`, `status_frames`) and the mappings that it holds of others' grants."""
 
@@ -161,8 +166,7 @@ class GrantTable:
             self.frames.append(self._hv.share_frame(self.domain))
 
     def _grow_status(self, nr_frames: int) -> None:
-        needed = -(-nr_frames * _V2_PER_FRAME // _STATUS_PER_FRAME)
-        while len(self.status_frames) < needed:
+        while len(self.status_frames) < status_frames_for(nr_frames):
             self.status_frames.append(self._hv.share_frame(self.domain))
 
     def _check_ref(self, ref: int) -> None:

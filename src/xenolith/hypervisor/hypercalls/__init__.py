@@ -14,6 +14,7 @@ FAMILIES: Final = (
     "grant_table",
     "mca",
     "memory",
+    "memory_foreign",
     "misc",
     "mmu",
     "nmi",

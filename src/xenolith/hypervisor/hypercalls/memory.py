@@ -75,7 +75,8 @@ def memory_op(hv: Hypervisor, vcpu: Vcpu, command: int, vaddr: int) -> int:
     return run_operation(hv, vcpu, HYPERVISOR_memory_op, command, vaddr)
 
 
-def _target(hv: Hypervisor, vcpu: Vcpu, domid: int, action: str) -> Domain:
+def domain_for(hv: Hypervisor, vcpu: Vcpu, domid: int, action: str) -> Domain:
+    """The domain that is meant, if the caller may act on it. Raises XenError: ESRCH, EPERM."""
     domain = hv.domain_by_id(vcpu, domid)
     hv.policy.require_target(vcpu.domain, domain, action)
     return domain
@@ -95,7 +96,7 @@ def _reservation(hv: Hypervisor, vcpu: Vcpu, command: int, start: int, vaddr: in
     if count > _MOST_EXTENTS or start >= count or order > limit:
         return start
     try:
-        domain = _target(hv, vcpu, argument.domid, _RESERVATION_OPERATIONS[command])
+        domain = domain_for(hv, vcpu, argument.domid, _RESERVATION_OPERATIONS[command])
     except XenError as error:
         if error.errno == ESRCH:
             return start
@@ -251,7 +252,7 @@ def exchange(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
     total = source.nr_extents << source.extent_order
     if total > _MOST_FRAMES or total != target.nr_extents << target.extent_order:
         raise XenError(EINVAL, "sizes in and out differ")
-    domain = _target(hv, vcpu, source.domid, "XENMEM_exchange")
+    domain = domain_for(hv, vcpu, source.domid, "XENMEM_exchange")
     chunk = max(source.extent_order, target.extent_order)
     ins, outs = 1 << (chunk - source.extent_order), 1 << (chunk - target.extent_order)
     done, end = argument.nr_exchanged // ins, source.nr_extents // ins
@@ -313,7 +314,7 @@ def maximum_ram_page(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
 
 def _domain_at(hv: Hypervisor, vcpu: Vcpu, argument: Struct, action: str) -> Domain:
     assert isinstance(argument, XenMemoryDomain)
-    return _target(hv, vcpu, argument.domid, action)
+    return domain_for(hv, vcpu, argument.domid, action)
 
 
 @operation(HYPERVISOR_memory_op, XENMEM_current_reservation)
@@ -378,5 +379,5 @@ def _copy_map(hv: Hypervisor, vcpu: Vcpu, argument: XenMemoryMap, entries: list[
 @operation(HYPERVISOR_memory_op, XENMEM_add_to_physmap)
 def add_to_physmap(hv: Hypervisor, vcpu: Vcpu, argument: XenAddToPhysmap) -> int:
     """Only a translated domain has a physmap of Xen's; a PV domain is told so."""
-    _target(hv, vcpu, argument.domid, "XENMEM_add_to_physmap")
+    domain_for(hv, vcpu, argument.domid, "XENMEM_add_to_physmap")
     raise XenError(EINVAL, "a PV domain keeps its own physical-to-machine table")
