@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.assembler import TestImage, assemble, missing_tools
-from tests.guest.pvguest import PvGuest, TestMachine
+from tests.guest.pvguest import PvGuest, TestMachine, is_native
 
 Starter = Callable[..., PvGuest]
 
@@ -41,7 +41,7 @@ def machine(image: TestImage, shared_machine: list[TestMachine]) -> Iterator[Tes
         yield machine
         machine.check()
         for domain in list(machine.hv.domains.values()):
-            if domain.max_frames:  # the native services are part of the machine
+            if not is_native(domain):  # the native services are part of the machine
                 machine.hv.destroy_domain(domain)
                 machine.check()
         assert machine.frames_left() == free, "frames were lost"

@@ -18,9 +18,10 @@ from xenolith.abi.hypercalls import HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op,
 from xenolith.abi.mmu import MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L1_TABLE, UVMF_INVLPG
 from xenolith.abi.types import DOMID_SELF, Struct
 from xenolith.hypervisor.crash import CrashReport
-from xenolith.hypervisor.domain import Capability
+from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.frames import NOBODY
 from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.guest_config import Action
 from xenolith.toolstack.host import HostLoop
 from xenolith.toolstack.images import Prepared
 from xenolith.toolstack.machine import Boot, Machine
@@ -109,7 +110,8 @@ class TestMachine:
         symbol: str = "",
     ) -> PvGuest:
         """Build a guest and let it run until it waits for its first step."""
-        config = DomainConfig(name, memory=memory, vcpus=vcpus, capabilities=capabilities)
+        stay = dict.fromkeys(("on_poweroff", "on_reboot", "on_crash", "on_watchdog"), Action.PRESERVE)
+        config = DomainConfig(name, memory=memory, vcpus=vcpus, capabilities=capabilities, **stay)
         domain = self._machine.start(Boot(config, Prepared(self.image.kernel, None, config.cmdline)))
         guest = PvGuest(self, domain.domid)
         self.run(lambda: domain.vcpus[0].polling)
@@ -138,7 +140,7 @@ class TestMachine:
 
     def frames_left(self) -> int:
         """Frames that are free, or that native services own or hold: they go on serving the rings of dead domains."""
-        frames, native = self.hv.frames, [domain for domain in self.hv.domains.values() if not domain.max_frames]
+        frames, native = self.hv.frames, [domain for domain in self.hv.domains.values() if is_native(domain)]
         held = {mapping.active.mfn for domain in native for mapping in domain.grants._mappings.values()}
         return int(np.isin(frames.owners, [NOBODY, *(domain.domid for domain in native)]).sum()) + len(held)
 
@@ -147,6 +149,11 @@ class TestMachine:
 
     def close(self) -> None:
         self._machine.close()
+
+
+def is_native(domain: Domain) -> bool:
+    """Whether a domain's code is Python."""
+    return bool(domain.vcpus) and domain.vcpus[0].native is not None
 
 
 class PvGuest:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from xenolith.cli.running import override, run_machine, run_options
+from xenolith.errors import UserError
 
 if TYPE_CHECKING:
     from xenolith.toolstack.config import MachineConfig
+    from xenolith.toolstack.places import Place
 
+_SPARE_MEMORY: Final = 4 << 30
+_UP: Final = "xenolith: the machine '{name}' is up and takes commands from other terminals; Ctrl-C ends it"
 SELF_DESCRIPTION: Final = """\
 echo; echo "This is $(uname -sr), domain $(cat /sys/hypervisor/uuid):"
 for name in type version/major version/minor version/extra properties/capabilities; do
@@ -28,11 +34,19 @@ dmesg | grep -i -m 4 'xen'
 @click.command("boot")
 @click.argument("machine", required=False, type=click.Path(path_type=Path))
 @click.option("--kernel", metavar="K", help="The control domain's kernel: a file, or a name of `xenolith kernels`.")
+@click.option("--preset", metavar="P", help="A machine that needs no description: split, classic or dom0.")
+@click.option("--detach", is_flag=True, help="Leave the machine in the background, for the other verbs.")
+@click.option("--name", metavar="NAME", help="What the machine is called, if several run.")
+@click.option("--machine-memory", metavar="SIZE", help="Memory of the whole machine, for guests that come later.")
 @click.option("--serial", type=click.Path(path_type=Path), metavar="FILE", help="Connect com1 to a file or terminal.")
 @run_options
 def command(
     machine: Path | None,
     kernel: str | None,
+    preset: str | None,
+    detach: bool,
+    name: str | None,
+    machine_memory: str | None,
     serial: Path | None,
     ramdisk: Path | None,
     cmdline: str | None,
@@ -45,31 +59,95 @@ def command(
     symbols: Path | None,
     as_json: bool,
 ) -> None:
-    """Start the machine that MACHINE (TOML) describes, or one with a control domain that has all capabilities.
+    """Start the machine that MACHINE (TOML) describes, or a preset, or one whose control domain has all capabilities.
 
-    Options are for its first domain. Ctrl-] leaves the console; `poweroff` in the control domain ends the machine.
+    Options are for its first guest. Ctrl-] leaves the console; `poweroff` in a control domain ends the machine.
     Where standard input is no terminal and nothing else is asked for, the control domain describes itself and ends.
+
+    A machine with native domains takes commands from other terminals (`xenolith list`, `create`, …) until it is
+    switched off by `xenolith halt` or Ctrl-C.
     """
-    from dataclasses import replace
-
-    from xenolith.toolstack.config import MachineConfig, control_domain
-
-    config = _described(machine) if machine is not None else MachineConfig(domains=[control_domain()])
-    first = override(config.domains[0], ramdisk, cmdline, memory, vcpus, shell_command)
-    if kernel is not None:
-        first = replace(first, kernel=kernel)
+    config = _described(machine, preset)
+    _override(config, kernel, {"ramdisk": ramdisk, "cmdline": cmdline, "memory": memory, "vcpus": vcpus}, shell_command)
     if serial is not None:
         config.serial = serial
     if clock is not None:
         config.clock = clock
-    unattended = sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty()
+    if name is not None:
+        config.name = name
+    served = detach or name is not None or any(domain.services for domain in config.domains)
+    unattended = not served and (sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty())
+    first = config.domains[0]
     if unattended and machine is None and first.command is None and first.ramdisk is None:
-        first = replace(first, command=SELF_DESCRIPTION)
-    config.domains[0] = first
-    sys.exit(run_machine(config, timeout, log, symbols, as_json))
+        config.domains[0] = replace(first, command=SELF_DESCRIPTION)
+    if not served:
+        sys.exit(run_machine(config, timeout, log, symbols, as_json))
+    _give_memory(config, machine_memory)
+    sys.exit(_serve(config, detach, lambda place, up: run_machine(config, timeout, log, symbols, as_json, place, up)))
 
 
-def _described(machine: Path) -> MachineConfig:
-    from xenolith.toolstack.description import load
+def _described(machine: Path | None, preset: str | None) -> MachineConfig:
+    from xenolith.toolstack.config import MachineConfig, control_domain
 
-    return load(machine)
+    if machine is not None:
+        if preset is not None:
+            raise click.UsageError("give a machine description or a preset, not both")
+        from xenolith.toolstack.description import load
+
+        return load(machine)
+    if preset is None:
+        return MachineConfig(domains=[control_domain()])
+    from xenolith.toolstack.presets import PRESETS
+    from xenolith.toolstack.presets import preset as domains_of
+
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset '{preset}'", f"there are {', '.join(PRESETS)}")
+    return MachineConfig(preset=preset, domains=domains_of(preset))
+
+
+def _override(config: MachineConfig, kernel: str | None, given: dict[str, Any], shell_command: str | None) -> None:
+    """Let the command line's options win, for the first guest."""
+    at = next((number for number, domain in enumerate(config.domains) if not domain.services), None)
+    if at is None:
+        if kernel is not None or shell_command is not None or any(value is not None for value in given.values()):
+            raise UserError("this machine has no guest that options could be for", "make one by 'xenolith create'")
+        return
+    first = override(config.domains[at], **given, shell_command=shell_command)
+    config.domains[at] = replace(first, kernel=kernel) if kernel is not None else first
+
+
+def _give_memory(config: MachineConfig, given: str | None) -> None:
+    """A machine in which guests come and go has memory for them; the host's is only used as far as they use it."""
+    from xenolith.toolstack.values import parse_size
+
+    if given is not None:
+        config.memory = parse_size(given, "--machine-memory")
+    elif config.memory is None and not config.spare_memory:
+        config.spare_memory = _SPARE_MEMORY
+
+
+def _serve(config: MachineConfig, detached: bool, run: Callable[[Place, Callable[[], None]], int]) -> int:
+    from xenolith.toolstack.places import place
+
+    where = place(config.name)
+    where.take()
+    try:
+        if not detached:
+            return run(where, lambda: click.echo(_UP.format(name=config.name), err=True))
+        from xenolith.cli.detached import detach
+
+        def run_there(up: Callable[[], None]) -> int:
+            try:
+                return run(where, up)
+            finally:
+                where.leave()
+
+        detach(where.log, run_there)
+    except BaseException:
+        where.leave()
+        raise
+    finally:
+        if not detached:
+            where.leave()
+    click.echo(f"the machine '{config.name}' is up; 'xenolith list' shows its domains, 'xenolith halt' ends it")
+    return 0

@@ -10,15 +10,60 @@ import os
 import sys
 from typing import Final
 
-VERBS: Final = {
-    "boot": "Start a machine whose control domain starts by itself.",
-    "run": "Run one unprivileged guest and nothing else.",
-    "kernels": "List the kernels on this host and in the cache.",
-    "inspect": "Say what a kernel image says about itself.",
-    "pull": "Bring kernels from the distribution's registry.",
-    "ramdisk": "Build an initramfs.",
-    "doctor": "Say what this host offers.",
+SECTIONS: Final = {
+    "Machines": {
+        "boot": "Start a machine whose control domain starts by itself.",
+        "run": "Run one unprivileged guest and nothing else.",
+        "machines": "List the machines that run in the background.",
+        "halt": "Switch a machine off.",
+        "info": "Say what a machine has.",
+        "dmesg": "Print the hypervisor's own log.",
+        "events": "Follow what happens in a machine.",
+        "policy": "Show what each domain may do, and what it has done.",
+        "service": "List the native domains, or start one again.",
+        "store": "Look at xenstore, and change it.",
+    },
+    "Domains": {
+        "list": "List the domains.",
+        "create": "Make a guest and let it run.",
+        "console": "Be at a domain's console.",
+        "shutdown": "Ask a guest to end.",
+        "reboot": "Ask a guest to start again.",
+        "destroy": "End a guest at once.",
+        "pause": "Let a guest not run for a while.",
+        "unpause": "Let a paused guest run again.",
+        "rename": "Give a guest another name.",
+        "domid": "Print the domid of a domain by its name.",
+        "domname": "Print the name of a domain by its domid.",
+        "uptime": "Print for how long domains have run.",
+        "top": "Watch what domains use.",
+        "vcpu-list": "List the vCPUs of domains.",
+        "vcpu-set": "Set how many of its vCPUs a guest uses.",
+        "mem-set": "Set how much memory a guest uses.",
+        "mem-max": "Set how much memory a guest may have.",
+        "sched-credit2": "Show or set the weights of domains.",
+        "trigger": "Send a trigger to a guest.",
+        "sysrq": "Press a SysRq key in a guest.",
+        "config-update": "Set what a guest is made of when it starts again.",
+    },
+    "Devices": {
+        "block-attach": "Give a guest one more disk.",
+        "block-list": "List the disks of a guest.",
+        "block-detach": "Take a disk from a guest.",
+        "network-attach": "Give a guest one more network device.",
+        "network-list": "List the network devices of a guest.",
+        "network-detach": "Take a network device from a guest.",
+    },
+    "Kernels and this host": {
+        "kernels": "List the kernels on this host and in the cache.",
+        "inspect": "Say what a kernel image says about itself.",
+        "pull": "Bring kernels from the distribution's registry.",
+        "ramdisk": "Build an initramfs.",
+        "doctor": "Say what this host offers.",
+        "completion": "Print what a shell needs to complete this command.",
+    },
 }
+VERBS: Final = {name: sentence for section in SECTIONS.values() for name, sentence in section.items()}
 
 USER_MISTAKE: Final = 1
 INTERNAL_ERROR: Final = 5

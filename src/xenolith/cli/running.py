@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.observe.report import Symbols
     from xenolith.toolstack.config import DomainConfig, MachineConfig
+    from xenolith.toolstack.places import Place
     from xenolith.toolstack.session import Outcome, Session
 
 LEAVE_KEY: Final = b"\x1d"
@@ -77,8 +78,13 @@ def run_machine(
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
+    place: Place | None = None,
+    up: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run a machine with this terminal as the console of its first domain. Returns the exit status."""
+    """Run a machine with this terminal as the console of its first guest. Returns the exit status.
+
+    With a `place` it takes commands there; `up` is called when it does.
+    """
     from xenolith.cli.signals import end, heard
     from xenolith.cli.terminal import progress_bar
     from xenolith.observe.report import Symbols
@@ -90,7 +96,7 @@ def run_machine(
         raise UserError(f"a time limit of {timeout:g} s is impossible", "give --timeout a number of seconds above 0")
     names = Symbols.read(symbols) if symbols is not None else Symbols()
     with progress_bar() as progress:
-        session = Session(config, _writer(output.fileno()), progress)
+        session = Session(config, _writer(output.fileno()), progress, place)
     signals: list[int] = []
 
     def leave(number: int) -> None:
@@ -100,7 +106,7 @@ def run_machine(
     try:
         # An exception out of a signal's handler could be lost in a callback of the engine.
         with _event_log(session.machine.hv, log), _keyboard(session), heard(leave):
-            outcome = session.run(timeout)
+            outcome = session.run(timeout, up)
         if signals:
             end(signals[0])
     except (UserError, MemoryError):
@@ -155,15 +161,6 @@ def _keyboard(session: Session) -> Iterator[None]:
     from xenolith.toolstack.host import HostLoop
 
     host = session.machine.host
-    if not isinstance(host, HostLoop):
-        yield
-        return
-    fd = sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1
-    if fd < 0 or not os.isatty(fd):
-        yield
-        return
-    import termios
-    import tty
 
     def receive(data: bytes) -> None:
         before, found, _ = data.partition(LEAVE_KEY)
@@ -172,15 +169,34 @@ def _keyboard(session: Session) -> Iterator[None]:
         if found or not data:
             session.leave("the console was left, and the machine switched off")
 
+    with contextlib.ExitStack() as stack:
+        if isinstance(host, HostLoop):
+            fd = stack.enter_context(raw_terminal())
+            if fd is not None:
+                host.watch(fd, receive)
+        yield
+
+
+@contextlib.contextmanager
+def raw_terminal() -> Iterator[int | None]:
+    """Standard input, if it is a terminal, as a descriptor from which keys come one by one; None otherwise.
+
+    Output keeps its usual processing: our own messages go to the same terminal. It is as before afterwards.
+    """
+    fd = sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1
+    if fd < 0 or not os.isatty(fd):
+        yield None
+        return
+    import termios
+    import tty
+
     saved = termios.tcgetattr(fd)
     try:
         tty.setraw(fd)
-        # Output keeps its usual processing: our own messages go to the same terminal.
         mode = termios.tcgetattr(fd)
         mode[1] = saved[1]
         termios.tcsetattr(fd, termios.TCSADRAIN, mode)
-        host.watch(fd, receive)
-        yield
+        yield fd
     finally:
         with contextlib.suppress(termios.error):
             termios.tcsetattr(fd, termios.TCSADRAIN, saved)

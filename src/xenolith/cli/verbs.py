@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Final
 
 import click
 
 from xenolith import __version__
-from xenolith.cli.main import VERBS
+from xenolith.cli.main import SECTIONS, VERBS
+
+_FAMILIES: Final = {
+    **dict.fromkeys(("machines", "halt", "info", "dmesg", "events", "policy", "service"), "machines"),
+    **dict.fromkeys(SECTIONS["Domains"], "domains"),
+    **dict.fromkeys(SECTIONS["Devices"], "devices"),
+    "create": "create",
+    "config-update": "create",
+    "console": "console",
+    "top": "top",
+}
+"""The module of each verb that shares one with others, or that lies in a section that does."""
 
 
 class _Verbs(click.Group):
@@ -19,12 +31,14 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = import_module(f"xenolith.cli.{cmd_name}").command
-        return command
+        module = import_module(f"xenolith.cli.{_FAMILIES.get(cmd_name, cmd_name)}")
+        commands: dict[str, click.Command] = getattr(module, "COMMANDS", {})
+        return commands.get(cmd_name) or module.command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(verbs.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

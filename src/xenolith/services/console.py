@@ -18,6 +18,7 @@ from xenolith.hypervisor.grants import GrantError
 from xenolith.hypervisor.native import Mapping
 from xenolith.services.backend import Ends
 from xenolith.services.service import Context
+from xenolith.services.tasks import Future
 
 HISTORY_BYTES: Final = 64 << 10
 LOG_BYTES: Final = 8 << 20
@@ -30,6 +31,8 @@ class Terminal:
 
     def __init__(self, log: Path | None) -> None:
         self.viewers: list[Viewer] = []
+        self.ended: list[Future[str]] = []
+        """Set when the domain is gone, for those who wait with it."""
         self.keys: Callable[[bytes], None] = lambda data: None
         """Gives the guest what was typed; set by the service while it serves the console."""
         self._history = bytearray()
@@ -68,6 +71,8 @@ class Terminal:
             self._path = None  # a full disk of the host is no reason to stop a guest
 
     def close(self) -> None:
+        for future in self.ended:
+            future.set_result("the domain is gone")
         if self._file is not None:
             self._file.close()
             self._file = None

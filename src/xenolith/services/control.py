@@ -24,6 +24,7 @@ from xenolith.abi.domctl import (
     XEN_DOMCTL_SCHEDOP_getinfo,
     XEN_DOMCTL_SCHEDOP_putinfo,
     XEN_DOMCTL_scheduler_op,
+    XEN_DOMCTL_sendtrigger,
     XEN_DOMCTL_setdomainhandle,
     XEN_DOMCTL_setvcpucontext,
     XEN_DOMCTL_unpausedomain,
@@ -68,6 +69,8 @@ from xenolith.abi.types import PAGE_SIZE
 from xenolith.abi.vcpu import VcpuGuestContext, VGCF_in_kernel, VGCF_online
 from xenolith.hypervisor.native import NativeKernel
 
+TRIGGERS: Final = {"nmi": 0, "reset": 1, "init": 2, "power": 3, "sleep": 4}
+"""By the names that xl gives to XEN_DOMCTL_SENDTRIGGER_*."""
 _ANY_DOMID: Final = 0x7FFF
 """What a toolstack that leaves the choice of a domid to the hypervisor passes."""
 _SLACK_KIB: Final = 1024
@@ -244,7 +247,7 @@ class Control:
             if not count:
                 return text
 
-    # -- vCPUs and their scheduling ---------------------------------------------------------------------------------------
+    # -- vCPUs and their scheduling -----------------------------------------------------------------------------------
 
     def vcpu_info(self, domid: int, number: int) -> XenDomctlGetvcpuinfo:
         """Whether a vCPU is up and runs, and its processor time. Raises XenError(ESRCH or ENOENT)."""
@@ -268,6 +271,12 @@ class Control:
         argument = self._domctl(XEN_DOMCTL_scheduler_op, domid)
         argument.u.scheduler_op.sched_id, argument.u.scheduler_op.cmd = XEN_SCHEDULER_CREDIT2, command
         return argument
+
+    def trigger(self, domid: int, trigger: str, vcpu: int) -> None:
+        """Send one of TRIGGERS to a vCPU. KeyError for another."""
+        argument = self._domctl(XEN_DOMCTL_sendtrigger, domid)
+        argument.u.sendtrigger.trigger, argument.u.sendtrigger.vcpu = TRIGGERS[trigger], vcpu
+        self._do(argument)
 
     # -- memory -------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from xenolith.errors import UserError
 from xenolith.toolstack.disks import Disk
@@ -12,16 +13,25 @@ from xenolith.toolstack.nics import Nic
 from xenolith.toolstack.records import DeviceRecord
 from xenolith.toolstack.shares import Share
 
+_SERVICES: Final = {"vbd": "block", "vif": "net", "9pfs": "9p"}
+"""Which service a kind of device is of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """`backend_of(kind)` is the domid of the domain that serves "vbd", "vif" or "9pfs", or None if nobody does;
-    `domid_of(name)` that of a domain which a description names as its backend."""
+    """`service(name)` is the domid of the domain that has a service, or None if no domain has it; `domid_of(name)`
+    that of a domain which a description names as its backend."""
 
-    store_domid: int
-    console_domid: int
-    backend_of: Callable[[str], int | None]
+    service: Callable[[str], int | None]
     domid_of: Callable[[str], int | None]
+
+    @property
+    def store_domid(self) -> int:
+        return self.required("store")
+
+    @property
+    def console_domid(self) -> int:
+        return self.required("console")
 
     def of(self, config: GuestConfig) -> list[DeviceRecord]:
         """All devices of a guest. UserError where there is nobody to serve one."""
@@ -33,7 +43,7 @@ class Devices:
 
     def console(self, name: str, mfn: int, port: int) -> DeviceRecord:
         """The console that every guest has."""
-        front = {"ring-ref": mfn, "port": port, "limit": 1 << 20, "type": "xenconsoled", "output": "pty"}
+        front: dict[str, str | int] = {"ring-ref": mfn, "port": port, "limit": 1 << 20, "type": "xenconsoled"}
         return DeviceRecord("console", "0", self.console_domid, front, {"name": name, "protocol": "vt100"}, "console")
 
     def disk(self, disk: Disk) -> DeviceRecord:
@@ -80,9 +90,11 @@ class Devices:
             if domid is None:
                 raise UserError(f"there is no domain '{named}' to be a backend", "'xenolith list' shows the domains")
             return domid
-        domid = self.backend_of(kind)
+        return self.required(_SERVICES[kind])
+
+    def required(self, service: str) -> int:
+        """The domid of the domain that has a service. UserError if there is none."""
+        domid = self.service(service)
         if domid is None:
-            raise UserError(
-                f"no domain of this machine serves devices of the kind {kind}", "start it with --preset split"
-            )
+            raise UserError(f"no domain of this machine has the service '{service}'", "start it with --preset split")
         return domid

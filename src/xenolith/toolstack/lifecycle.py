@@ -28,10 +28,12 @@ from xenolith.services.console import Terminals
 from xenolith.services.control import Control, DomainInfo
 from xenolith.services.service import Context
 from xenolith.services.tasks import Future
-from xenolith.toolstack.builder import Builder
+from xenolith.toolstack.builder import Builder, Built
 from xenolith.toolstack.devices import Devices
+from xenolith.toolstack.disks import Disk
 from xenolith.toolstack.guest_config import Action, GuestConfig
 from xenolith.toolstack.images import Prepared, prepare
+from xenolith.toolstack.nics import Nic
 from xenolith.toolstack.records import GUEST_NODES, DeviceRecord, guest_nodes, home
 
 _KEPT: Final = "guests"
@@ -57,7 +59,7 @@ def _silent(text: str, part: float) -> None:
 
 @dataclass(slots=True)
 class Guest:
-    """A guest that this toolstack has made. `acted` is set when its end is being seen to."""
+    """A guest that this toolstack has made, or taken on. `acted` is set when its end is being seen to."""
 
     domid: int
     name: str
@@ -67,6 +69,8 @@ class Guest:
     store_mfn: int
     store_port: int
     devices: list[DeviceRecord] = field(default_factory=list)
+    ready: bool = False
+    """Everybody has been told of it."""
     acted: bool = False
 
 
@@ -78,7 +82,7 @@ class Toolstack:
 
     def __init__(self, context: Context, devices: Devices, terminals: Terminals, repeatable: bool = False) -> None:
         self._context = context
-        self._store = context.store
+        self._store = self.store = context.store
         self._devices = devices
         self._terminals = terminals
         self._repeatable = repeatable
@@ -89,7 +93,17 @@ class Toolstack:
         self.ended: Callable[[Guest, DomainInfo], None] = lambda guest, info: None
 
     async def start(self) -> None:
+        for guest in list(self.guests.values()):
+            guest.acted = False
+            if not guest.ready or not self._exists(guest.domid):
+                await self._take_away(guest)
         await self._store.watch("@releaseDomain", self._look)
+
+    def _exists(self, domid: int) -> bool:
+        try:
+            return not self.control.info(domid).is_dying
+        except XenError:
+            return False
 
     def stop(self) -> None:
         pass
@@ -159,6 +173,17 @@ class Toolstack:
                 f"{config.memory >> 20} MiB for {config.name} is more than the machine has left: {free} MiB are free",
                 "give it less memory, destroy another domain, or start a machine with more",
             ) from None
+        return self._record(config, built, devices)
+
+    async def adopt(self, config: GuestConfig, built: Built) -> Guest:
+        """Take on a guest that the machine made at power-on, and let it run."""
+        guest = self._record(config, built, self._devices.of(config))
+        await self._introduce(guest)
+        self.control.unpause(guest.domid)
+        return guest
+
+    def _record(self, config: GuestConfig, built: Built, devices: list[DeviceRecord]) -> Guest:
+        assert config.uuid is not None
         now = self._context.kernel.now_ns()
         guest = Guest(built.domid, config.name, config.uuid, config, now, built.store_mfn, built.store_port)
         guest.devices = [self._devices.console(config.name, built.console_mfn, built.console_port), *devices]
@@ -197,6 +222,8 @@ class Toolstack:
         for device in guest.devices:
             await self._write_device(domid, device)
         await store.introduce(domid, guest.store_mfn, guest.store_port)
+        guest.ready = True
+        self._keep()
 
     async def _write_device(self, domid: int, device: DeviceRecord) -> None:
         store = self._store
@@ -261,10 +288,11 @@ class Toolstack:
         for guest in list(self.guests.values()):
             if guest.acted:
                 continue
-            try:
-                info = self.control.info(guest.domid)
-            except XenError:
+            if not self._exists(guest.domid):
+                guest.acted = True
+                self._context.tasks.spawn(self._take_away(guest))
                 continue
+            info = self.control.info(guest.domid)
             if info.shutdown_reason is not None:
                 guest.acted = True
                 self.ended(guest, info)
@@ -292,7 +320,7 @@ class Toolstack:
         except UserError as error:
             self._context.log(f"{guest.name} cannot be started again: {error.message}")
 
-    async def shutdown(self, guest: Guest, how: str = "poweroff", wait: bool = False) -> None:
+    async def shutdown(self, guest: Guest, how: str = "poweroff") -> None:
         """Ask a guest to end ("poweroff" or "reboot"). UserError if it does not listen."""
         path = f"{home(guest.domid)}/control/shutdown"
         if await self._store.read_or(f"{home(guest.domid)}/control/feature-{how}", "0") == "0":
@@ -301,8 +329,10 @@ class Toolstack:
                 "wait until it has started, or use 'xenolith destroy'",
             )
         await self._store.write(path, how)
-        if wait:
-            await self.until(lambda: guest.domid not in self.guests, _SHUTDOWN_LIMIT_NS, f"{guest.name} has not ended")
+
+    async def until_ended(self, guest: Guest) -> None:
+        """Wait until a guest that was asked to end is gone. UserError after five minutes."""
+        await self.until(lambda: guest.domid not in self.guests, _SHUTDOWN_LIMIT_NS, f"{guest.name} has not ended")
 
     async def until(self, condition: Callable[[], bool], limit_ns: int, complaint: str) -> None:
         """Wait. UserError with the complaint if it takes too long."""
@@ -356,7 +386,28 @@ class Toolstack:
             raise UserError(f"'{letter}' is no SysRq key", "give one letter, as in 'xenolith sysrq guest h'")
         await self._store.write(f"{home(guest.domid)}/control/sysrq", letter)
 
+    def trigger(self, guest: Guest, trigger: str, vcpu: int) -> None:
+        """Have the hypervisor send a trigger ("nmi", …) to a vCPU."""
+        try:
+            self.control.trigger(guest.domid, trigger, vcpu)
+        except (KeyError, XenError):
+            raise UserError(
+                f"the trigger '{trigger}' cannot be sent to vCPU {vcpu} of {guest.name}", "PV guests take 'nmi'"
+            ) from None
+
+    def update_config(self, guest: Guest, config: GuestConfig) -> None:
+        """What the guest is to be made of when it is started next."""
+        guest.config = replace(config, name=guest.name, uuid=guest.handle).identified(self._repeatable)
+        self._keep()
+
     # -- devices ------------------------------------------------------------------------------------------------------
+
+    def device(self, guest: Guest, described: Disk | Nic) -> DeviceRecord:
+        """The record of one more device. UserError if nobody can serve it."""
+        if isinstance(described, Disk):
+            return self._devices.disk(described)
+        nics = replace(guest.config, nics=(*guest.config.nics, described)).identified(self._repeatable).nics
+        return self._devices.nic(nics[-1])
 
     async def attach(self, guest: Guest, device: DeviceRecord) -> None:
         """Give a running guest one more device, and wait until its backend is ready."""
@@ -403,10 +454,9 @@ class Toolstack:
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    async def name_of(self, domid: int) -> str:
-        return await self._store.read_or(f"{home(domid)}/name", "")
-
-    async def domains(self) -> AsyncIterator[tuple[DomainInfo, str]]:
-        """All domains of the machine, with their names."""
-        for info in self.control.all_info():
-            yield info, await self.name_of(info.domid) or "(null)"
+    async def walk(self, path: str) -> AsyncIterator[tuple[str, str, list[str]]]:
+        """All nodes at and below a path: path, value and permissions. Raises XenError(ENOENT)."""
+        yield path, await self._store.read(path), await self._store.permissions(path)
+        for name in await self._store.names(path):
+            async for row in self.walk(f"{path.rstrip('/')}/{name}"):
+                yield row

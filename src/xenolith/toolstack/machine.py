@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from xenolith.abi.errno import XenError
+from xenolith.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from xenolith.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_soft_reset, SHUTDOWN_suspend
 from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
-from xenolith.backends.console import ConsoleRing
 from xenolith.cpu.unicorn import UnicornEngine
 from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability, Domain
@@ -21,22 +22,32 @@ from xenolith.loader import pv
 from xenolith.machine.clock import HostClock, VirtualClock
 from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
 from xenolith.machine.ram import Ram
+from xenolith.services.console import Terminals
+from xenolith.services.supervisor import Supervisor
+from xenolith.toolstack.builder import Built
 from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.images import Prepared
-from xenolith.toolstack.native_services import NativeServices
+from xenolith.toolstack.roles import Roles, implied_services
 from xenolith.toolstack.serial_line import SerialLine
 
 if TYPE_CHECKING:
     from xenolith.machine.clock import Clock
     from xenolith.machine.pc import Pc
+    from xenolith.toolstack.lifecycle import Toolstack
 
 _MIB_SHIFT: Final = 20
 _OVERHEAD_BYTES: Final = 8 << 20
 """Frames for the hypervisor itself: its tables, and what it shares with domains."""
 _VIRTUAL_NS_PER_BYTE: Final = 0.25
 """Virtual time for each byte of code executed: about a thousand million instructions a second."""
+_NEEDED_SERVICES: Final = ("store", "console", "builder")
 Sink = Callable[[bytes], None]
+
+
+def _nowhere(name: str) -> Sink:
+    return lambda data: None
 
 
 @dataclass(slots=True)
@@ -48,18 +59,19 @@ class Boot:
 
 
 class Machine:
-    """A machine that is switched on by `start` and runs in `run`. Close it afterwards.
+    """A machine that is switched on by `power_on` and runs in `run`. Close it afterwards.
 
     `console(name)` gives the sink of a domain's console output. A machine with a domain that has HARDWARE is a PC.
+    Sockets and logs are in `directory`, if there is one.
     """
 
-    def __init__(self, config: MachineConfig, console: Callable[[str], Sink]) -> None:
+    def __init__(
+        self, config: MachineConfig, console: Callable[[str], Sink] = _nowhere, directory: Path | None = None
+    ) -> None:
         self._config = config
         self._console = console
-        self._sinks: dict[int, Sink] = {}
-        self._rings: dict[int, ConsoleRing] = {}
         self._typed = bytearray()
-        memory = sum(domain.memory for domain in config.domains) + config.spare_memory
+        memory = config.memory or sum(domain.memory for domain in config.domains) + config.spare_memory
         memory += _OVERHEAD_BYTES + memory // 256
         hardware = any(Capability.HARDWARE in domain.capabilities for domain in config.domains)
         if hardware:
@@ -86,7 +98,11 @@ class Machine:
         self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc)
         self.hv.console_sink = self._hypervisor_console
         self.hv.console_source = self._take_typed
-        self._services: NativeServices | None = None
+        self.terminals = Terminals(directory)
+        self.log: Callable[[str], None] = lambda text: None
+        self.supervisor = Supervisor(self.hv, self.host, directory, lambda text: self.log(text))
+        self._roles = Roles(self.supervisor, self.terminals, self.clock.virtual)
+        self.domid_of_service = self._roles.domid_of_service
 
     def _build_pc(self, memory: int) -> Pc:
         from xenolith.machine.pc import Pc
@@ -102,25 +118,70 @@ class Machine:
 
     # -- domains ------------------------------------------------------------------------------------------------------
 
+    def power_on(self, boots: Mapping[str, Boot]) -> list[Domain]:
+        """Start all domains of the description, each after those that it needs: services, and guests by their names.
+
+        UserError for what does not fit, or breaks a rule of the ABI.
+        """
+        return [
+            self.start_service(domain) if domain.services else self.start(boots[domain.name])
+            for domain in self._config.start_order()
+        ]
+
+    def start_service(self, config: DomainConfig) -> Domain:
+        """Make a native domain and start its services."""
+        try:
+            return self.supervisor.start(self._roles.role(config)).kernel.domain
+        except XenError as error:
+            raise UserError(f"{config.name} cannot be started: {error}", "give the machine more memory") from None
+
     def start(self, boot: Boot) -> Domain:
-        """Build a domain and let it run. UserError if the image does not fit, or breaks a rule of the ABI."""
-        config = boot.config
-        frames = config.memory >> 12
+        """Build a guest and let it run. UserError if the image does not fit, or breaks a rule of the ABI."""
+        config = boot.config.identified(self.clock.virtual)
         spec = pv.PvSpec(
             image=boot.prepared.image,
-            memory_frames=frames,
+            memory_frames=config.memory >> 12,
             ramdisk=boot.prepared.ramdisk,
             cmdline=boot.prepared.cmdline,
             flags=_flags(config.capabilities),
         )
         layout = pv.plan(spec)
-        services = self._native_services() if spec.has_rings else None
-        domain = self.hv.create_domain(config.name, frames, config.vcpus, config.capabilities)
-        domain.weight = config.weight
-        self._sinks[domain.domid] = self._console(config.name)
-        if services is not None:
-            spec = replace(spec, store_port=services.store_port(domain), console_port=services.console_port(domain))
-        p2m = self._populate(domain, frames)
+        if spec.has_rings:
+            self._require_services()
+        domain = self._create(config)
+        self.terminals.of(domain.domid, config.name).viewers.append(self._console(config.name))
+        if spec.has_rings:
+            self._build_connected(config, domain, spec, layout)
+        else:
+            self._build(config, domain, spec, layout)
+        return domain
+
+    def _create(self, config: GuestConfig) -> Domain:
+        assert config.uuid is not None
+        domain = self.hv.create_domain(config.name, config.memory >> 12, config.max_vcpus, config.capabilities)
+        domain.weight, domain.handle = config.weight, config.uuid
+        if config.targets is not None:
+            domain.targets = frozenset(
+                other.domid for other in self.hv.domains.values() if other.name in config.targets
+            )
+        return domain
+
+    def _build_connected(self, config: GuestConfig, domain: Domain, spec: pv.PvSpec, layout: pv.PvLayout) -> None:
+        """Build a guest with a store and a console, and leave it paused until the toolstack has told others of it."""
+        store, console = self._roles.require("store"), self._roles.require("console")
+        self.hv.lifecycle.pause(domain)
+        events = domain.events
+        spec = replace(spec, store_port=events.alloc_unbound(store), console_port=events.alloc_unbound(console))
+        day = self._build(config, domain, spec, layout)
+        assert day.store_mfn is not None
+        assert day.console_mfn is not None
+        domain.grants.grant(GNTTAB_RESERVED_CONSOLE, console, day.console_mfn)
+        domain.grants.grant(GNTTAB_RESERVED_XENSTORE, store, day.store_mfn)
+        built = Built(domain.domid, day.store_mfn, spec.store_port, day.console_mfn, spec.console_port)
+        self._roles.adopt(config, domain, built)
+
+    def _build(self, config: GuestConfig, domain: Domain, spec: pv.PvSpec, layout: pv.PvLayout) -> pv.StartOfDay:
+        p2m = self._populate(domain, spec.memory_frames)
         try:
             day = pv.build(spec, layout, p2m, self.ram.bytes, domain.shared_info_mfn)
             self.hv.start_domain(domain, day.entry, day.stack_pointer, day.start_info_vaddr, day.l4_mfn)
@@ -128,14 +189,7 @@ class Machine:
             raise UserError(
                 f"{config.name} cannot be started: {error.reason or error}", "this is a bug of Xenolith"
             ) from error
-        if services is not None:
-            self._rings[domain.domid] = services.attach(domain, spec, day, self._sinks[domain.domid])
-        return domain
-
-    def _native_services(self) -> NativeServices:
-        if self._services is None:
-            self._services = NativeServices(self.hv)
-        return self._services
+        return day
 
     def _populate(self, domain: Domain, frames: int) -> npt.NDArray[np.uint64]:
         try:
@@ -148,18 +202,34 @@ class Machine:
         np.frombuffer(self.hv.m2p, dtype=np.uint64)[mfns.astype(np.int64)] = np.arange(frames, dtype=np.uint64)
         return mfns
 
+    def _require_services(self) -> None:
+        """A guest needs a store, a console and a toolstack; where the description has none, one domain has them."""
+        missing = [name for name in _NEEDED_SERVICES if self._roles.domid_of_service(name) is None]
+        if missing:
+            self.start_service(implied_services(tuple(missing)))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine as code of the domain that makes guests. UserError while that is being started again."""
+        tasks = self._roles.builder_tasks()
+        if tasks is None:
+            coroutine.close()
+            raise UserError("the builder's domain is being started again", "try once more")
+        tasks.spawn(coroutine)
+
+    @property
+    def toolstack(self) -> Toolstack | None:
+        """What makes guests in this machine, if anything does."""
+        return self._roles.toolstack
+
     # -- consoles -----------------------------------------------------------------------------------------------------
 
     def _hypervisor_console(self, domain: Domain, data: bytes) -> None:
-        sink = self._sinks.get(domain.domid)
-        if sink is not None:
-            sink(data)
+        self.terminals.of(domain.domid, domain.name).show(data)
 
     def type(self, domain: Domain, data: bytes) -> None:
         """Keys for a domain's console."""
-        ring = self._rings.get(domain.domid)
-        if ring is not None:
-            ring.type(data)
+        if not _has_hypervisor_console(domain):
+            self.terminals.of(domain.domid).keys(data)
             return
         from xenolith.abi.event_channel import VIRQ_CONSOLE
         from xenolith.hypervisor.events import raise_global_virq
@@ -179,6 +249,8 @@ class Machine:
         self.hv.run(lambda: stopped() or not any(runs(domain) for domain in self.hv.domains.values()))
 
     def close(self) -> None:
+        self.supervisor.close()
+        self.terminals.close()
         self.host.close()
         if self._serial is not None:
             self._serial.close()
@@ -189,7 +261,13 @@ _HEALTHY_REASONS: Final = (SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend,
 
 def runs(domain: Domain) -> bool:
     """Whether it is a guest that has not stopped."""
-    return domain.max_frames > 0 and domain.shutdown_code is None and not domain.is_dying
+    is_guest = bool(domain.vcpus) and domain.vcpus[0].native is None
+    return is_guest and domain.shutdown_code is None and not domain.is_dying
+
+
+def _has_hypervisor_console(domain: Domain) -> bool:
+    """Whether its console is the hypervisor's own, as that of a dom0 is, and no ring."""
+    return Capability.HARDWARE in domain.capabilities
 
 
 def crashed(domain: Domain) -> bool:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from xenolith.hypervisor.domain import Domain
 from xenolith.loader.exit_marker import EXIT_MARKER, exit_status
-from xenolith.toolstack.config import MachineConfig
+from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.guest_config import Action
 from xenolith.toolstack.host import Stalled
 from xenolith.toolstack.images import Progress, prepare
 from xenolith.toolstack.machine import Boot, Machine, crashed
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.crash import CrashReport
+    from xenolith.toolstack.places import Place
 
 ENDED: Final = 0
 GUEST_FAILED: Final = 3
@@ -43,6 +46,18 @@ def _reason(code: int) -> str:
     return _NAMES.get(code, f"number {code}, which Xen has no name for")
 
 
+def _once(domain: DomainConfig) -> DomainConfig:
+    """A domain that stays as it is when it has stopped."""
+    return replace(
+        domain,
+        on_poweroff=Action.PRESERVE,
+        on_reboot=Action.PRESERVE,
+        on_crash=Action.PRESERVE,
+        on_watchdog=Action.PRESERVE,
+        on_soft_reset=Action.PRESERVE,
+    )
+
+
 class _Lines:
     """Watches a console for the line in which init reports a command's exit status."""
 
@@ -61,20 +76,34 @@ class _Lines:
 
 
 class Session:
-    """`output(data)` takes the console of the first domain; the others' go nowhere unless `output_of` says so."""
+    """`output(data)` takes the console of the first guest. With a `place` the machine takes commands there, and goes on
+    until it is switched off; without one it ends with its guests, none of which is started again."""
 
-    def __init__(self, config: MachineConfig, output: Callable[[bytes], None], progress: Progress) -> None:
+    def __init__(
+        self,
+        config: MachineConfig,
+        output: Callable[[bytes], None],
+        progress: Progress,
+        place: Place | None = None,
+    ) -> None:
+        if place is None:
+            config.domains = [domain if domain.services else _once(domain) for domain in config.domains]
         self._config = config
+        self._place = place
+        self._first = next((domain for domain in config.domains if not domain.services), None)
         self._output = output
         self._lines = _Lines()
         self._stop: str | None = None
         self._timed_out = False
-        self.boots = [Boot(domain, prepare(domain, progress)) for domain in config.domains]
-        self.machine = Machine(config, self._console_of)
+        self.boots = {
+            domain.name: Boot(domain, prepare(domain, progress)) for domain in config.domains if not domain.services
+        }
+        self.machine = Machine(config, self._console_of, place.path if place is not None else None)
+        self.machine.log = self._log
         self.domains: list[Domain] = []
 
     def _console_of(self, name: str) -> Callable[[bytes], None]:
-        if name != self._config.domains[0].name:
+        if self._first is None or name != self._first.name:
             return lambda data: None
         return self._first_console
 
@@ -83,29 +112,52 @@ class Session:
         self._lines.feed(data)
 
     def type(self, data: bytes) -> None:
-        """Keys for the first domain's console."""
-        if self.domains:
-            self.machine.type(self.domains[0], data)
+        """Keys for the first guest's console."""
+        for domain in self.domains:
+            if self._first is not None and domain.name == self._first.name:
+                self.machine.type(domain, data)
+
+    def _log(self, text: str) -> None:
+        if self._place is not None:
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def leave(self, message: str) -> None:
         """End the run, from any thread or a signal's handler; `message` says why, if that is to be told."""
         self._stop = message
 
-    def run(self, timeout: float | None = None) -> Outcome:
-        """Start the domains and run until all have ended, or `timeout` seconds have passed."""
+    def run(self, timeout: float | None = None, up: Callable[[], None] = lambda: None) -> Outcome:
+        """Start the domains and run until all have ended, or `timeout` seconds have passed.
+
+        `up` is called when the machine takes commands, if it does.
+        """
         started = time.monotonic()
         timer = self._start_timer(timeout)
         message = ""
         try:
-            self.domains = [self.machine.start(boot) for boot in self.boots]
-            self.boots = []
-            self.machine.run(lambda: self._stop is not None)
+            self.domains = self.machine.power_on(self.boots)
+            self.boots = {}
+            if self._place is None:
+                self.machine.run(lambda: self._stop is not None)
+            else:
+                self._serve(self._place, up)
         except Stalled:
             message = "every domain waits, and with a virtual clock nothing can come from outside"
         finally:
             if timer is not None:
                 timer.cancel()
         return self._outcome(time.monotonic() - started, message)
+
+    def _serve(self, place: Place, up: Callable[[], None]) -> None:
+        from xenolith.toolstack.server import Server
+        from xenolith.toolstack.verbs import Verbs
+
+        machine = self.machine
+        server = Server(place.control, machine.host.post, machine.spawn, Verbs(machine, place.name).find)
+        try:
+            up()
+            machine.hv.run(lambda: self._stop is not None)
+        finally:
+            server.close()
 
     def _start_timer(self, timeout: float | None) -> threading.Timer | None:
         host = self.machine.host
@@ -125,9 +177,7 @@ class Session:
     def _outcome(self, seconds: float, message: str) -> Outcome:
         reports = [domain.crash_report for domain in self.domains if domain.crash_report is not None]
         shutdowns = {
-            domain.name: _reason(domain.shutdown_code)
-            for domain in self.domains
-            if domain.shutdown_code is not None
+            domain.name: _reason(domain.shutdown_code) for domain in self.domains if domain.shutdown_code is not None
         }
         bugs = [domain.bug for domain in self.domains if domain.bug]
         status = self._status(message)
@@ -154,7 +204,8 @@ class Session:
 
     def _is_silent(self) -> bool:
         """Whether the first domain was to run a command, and ended by itself without telling how that went."""
-        return self._config.domains[0].command is not None and self._lines.status is None and self._stop is None
+        first = self._first
+        return first is not None and first.command is not None and self._lines.status is None and self._stop is None
 
     def close(self) -> None:
         self.machine.close()

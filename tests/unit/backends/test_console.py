@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hypervisor.support import Bench
-from xenolith.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 from xenolith.abi.io.console import XenconsInterface
 from xenolith.backends.console import IN_SIZE, OUT_SIZE, ConsoleRing
-from xenolith.backends.console_domain import ConsoleService
 
 
 class Frontend:
@@ -135,42 +131,3 @@ def test_what_waits_for_a_guest_that_does_not_read_has_an_end() -> None:
 
 
 # -- as a native domain ------------------------------------------------------------------------------------------------
-
-
-def test_a_guest_prints_through_its_grant_and_its_event_channel() -> None:
-    hv = Bench()
-    service = ConsoleService(hv)
-    guest = hv.guest()
-    port = guest.domain.events.alloc_unbound(service.domain.domid)
-    guest.domain.grants.grant(GNTTAB_RESERVED_CONSOLE, service.domain.domid, guest.data[3])
-    printed = bytearray()
-    ring = service.attach(guest.domain, port, printed.extend)
-    interface = XenconsInterface.from_buffer(hv.ram.frame(guest.data[3]))
-    interface.out[0], interface.out[1], interface.out_prod = ord("h"), ord("i"), 2
-    guest.domain.events.send(port)
-    hv.step()
-    assert printed == b"hi"
-    assert guest.domain.events.is_pending(port), "and hears of it"
-    ring.type(b"x")
-    assert interface.in_prod == 1
-    del interface
-
-
-@pytest.mark.parametrize("how", ["close", "destroy"])
-def test_a_guest_that_goes_away_while_it_prints(how: str) -> None:
-    hv = Bench()
-    service = ConsoleService(hv)
-    guest = hv.guest()
-    port = guest.domain.events.alloc_unbound(service.domain.domid)
-    guest.domain.grants.grant(GNTTAB_RESERVED_CONSOLE, service.domain.domid, guest.data[3])
-    printed = bytearray()
-    ring = service.attach(guest.domain, port, printed.extend)
-    hv.ram.frame(guest.data[3])[3084:3088] = b"\2\0\0\0"
-    guest.domain.events.send(port)
-    if how == "close":
-        guest.domain.events.close(port)
-    else:
-        hv.destroy_domain(guest.domain)
-    hv.step()
-    ring.type(b"nobody reads this")
-    hv.step()

@@ -1,0 +1,100 @@
+"""Which code a native domain gets for the services that its description names, and what it needs for them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.services.console import ConsoleService, Terminals
+from xenolith.services.hardware import HardwareService
+from xenolith.services.service import Context, Factory, Service
+from xenolith.services.store import StoreService
+from xenolith.services.supervisor import Role, Supervisor
+from xenolith.services.tasks import Tasks
+from xenolith.toolstack.builder import Built
+from xenolith.toolstack.config import DomainConfig
+from xenolith.toolstack.devices import Devices
+from xenolith.toolstack.guest_config import GuestConfig
+from xenolith.toolstack.lifecycle import Toolstack
+
+_IMPLIED_MEMORY: Final = 1 << 20
+_IMPLIED_NEEDS: Final = {
+    "store": Capability.STORE,
+    "console": Capability.NONE,
+    "builder": Capability.CREATE,
+}
+_BUILDER_TABLES: Final = 160
+"""L1 tables for what a builder maps of a new guest at once: 320 MiB."""
+_TABLES: Final = 4
+
+
+def implied_services(names: tuple[str, ...]) -> DomainConfig:
+    """A domain for services that every guest needs and that no domain of a description has."""
+    capabilities = Capability.NONE
+    for name in names:
+        capabilities |= _IMPLIED_NEEDS[name]
+    return DomainConfig("services", memory=_IMPLIED_MEMORY, capabilities=capabilities, services=names)
+
+
+class Roles:
+    """Makes the roles of one machine, and knows which domain has which service."""
+
+    def __init__(self, supervisor: Supervisor, terminals: Terminals, repeatable: bool) -> None:
+        self._supervisor = supervisor
+        self._terminals = terminals
+        self._repeatable = repeatable
+        self._owners: dict[str, str] = {}
+        self.toolstack: Toolstack | None = None
+        self._own_tasks = Tasks(_raise)
+        self._devices = Devices(self.domid_of_service, self._domid_of)
+        self.require = self._devices.required
+        self._factories: dict[str, Factory] = {
+            "store": StoreService,
+            "console": lambda context: ConsoleService(context, self._terminals),
+            "builder": self._toolstack,
+            "hardware": HardwareService,
+        }
+
+    def role(self, config: DomainConfig) -> Role:
+        """The role of a native domain."""
+        self._owners |= dict.fromkeys(config.services, config.name)
+        services = tuple(
+            self._factories[name] for name in sorted(config.services, key=_store_first) if name in self._factories
+        )
+        tables = _BUILDER_TABLES if "builder" in config.services else _TABLES
+        return Role(config.name, config.capabilities, services, window_tables=tables)
+
+    def domid_of_service(self, name: str) -> int | None:
+        """The domid of the domain that has a service."""
+        owner = self._owners.get(name)
+        running = self._supervisor.running.get(owner) if owner is not None else None
+        return running.kernel.domid if running is not None else None
+
+    def _domid_of(self, name: str) -> int | None:
+        running = self._supervisor.running.get(name)
+        return running.kernel.domid if running is not None else None
+
+    def _toolstack(self, context: Context) -> Service:
+        self.toolstack = Toolstack(context, self._devices, self._terminals, self._repeatable)
+        return self.toolstack
+
+    def builder_tasks(self) -> Tasks | None:
+        """The coroutines of the domain that makes guests; of none in particular if there is no such domain."""
+        owner = self._owners.get("builder")
+        return self._supervisor.running[owner].tasks if owner is not None else self._own_tasks
+
+    def adopt(self, config: GuestConfig, domain: Domain, built: Built) -> None:
+        """Have the toolstack take on a guest that was made at power-on: it may do with it as if it had made it."""
+        toolstack, builder = self.toolstack, self._supervisor.running[self._owners["builder"]]
+        assert toolstack is not None
+        assert builder.tasks is not None
+        domain.creator = builder.kernel.domid
+        builder.tasks.spawn(toolstack.adopt(config, built))
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _store_first(name: str) -> bool:
+    return name != "store"
