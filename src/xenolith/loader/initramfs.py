@@ -18,6 +18,13 @@ from xenolith.loader.modules import Module, ModuleTree
 _COMMAND: Final = "etc/xenolith/command"
 _MODULES: Final = "etc/xenolith/modules"
 
+_DRIVERS: Final = {
+    # ext4 asks for crc32c by a name that only an installed system's modules.alias resolves.
+    "vbd": ("xen-blkfront", "crc32c_generic", "ext4"),
+    "vif": ("xen-netfront",),
+    "9pfs": ("9pnet_xen", "9p"),
+}
+
 _INIT: Final = """\
 #!/bin/busybox sh
 export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root
@@ -150,9 +157,11 @@ class Initramfs:
         return self.module_tree.closure(self.modules)
 
 
-def standard_modules(tree: ModuleTree | None) -> tuple[str, ...]:
-    """The modules that every guest should have: xenfs, for /proc/xen, where the kernel has it as a module."""
-    return ("xenfs",) if tree is not None and "xenfs" in tree else ()
+def standard_modules(tree: ModuleTree | None, kinds: Iterable[str] = ()) -> tuple[str, ...]:
+    """The modules that every guest should have, as far as the kernel has them as modules: xenfs, for /proc/xen, and the
+    drivers for devices of these `kinds` ("vbd", "vif", "9pfs")."""
+    wanted = ("xenfs", *(name for kind in kinds for name in _DRIVERS[kind]))
+    return tuple(name for name in wanted if tree is not None and name in tree)
 
 
 def _dep_line(module: Module, paths: dict[str, str]) -> str:

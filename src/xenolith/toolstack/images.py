@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,12 @@ class Wanted(Protocol):
     def vcpus(self) -> int: ...
     @property
     def command(self) -> str | None: ...
+    @property
+    def disks(self) -> Sequence[object]: ...
+    @property
+    def nics(self) -> Sequence[object]: ...
+    @property
+    def shares(self) -> Sequence[object]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
     if wanted.ramdisk is not None:
         ramdisk = read_ramdisk(wanted.ramdisk, linux=linux)
     elif linux:
-        ramdisk = _ramdisk(kernel, wanted.command, progress)
+        ramdisk = _ramdisk(kernel, wanted, progress)
     if wanted.command is not None and (wanted.ramdisk is not None or not linux):
         raise UserError(
             "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
@@ -73,15 +79,16 @@ def linux_cmdline(given: str, vcpus: int) -> str:
     return " ".join([*defaults, given]).rstrip()
 
 
-def _ramdisk(kernel: kernels.Kernel, command: str | None, progress: Progress) -> bytes:
+def _ramdisk(kernel: kernels.Kernel, wanted: Wanted, progress: Progress) -> bytes:
     from xenolith.loader import registry
     from xenolith.loader.initramfs import Initramfs, standard_modules
     from xenolith.loader.modules import ModuleTree
 
     tree = ModuleTree(kernel.modules) if kernel.modules else None
+    kinds = {"vbd": wanted.disks, "vif": wanted.nics, "9pfs": wanted.shares}
     return Initramfs(
         busybox=registry.busybox() or registry.pull_busybox(progress),
-        command=command,
-        modules=standard_modules(tree),
+        command=wanted.command,
+        modules=standard_modules(tree, [kind for kind, devices in kinds.items() if devices]),
         module_tree=tree,
     ).build()

@@ -62,7 +62,9 @@ def test_modules_need_a_tree(busybox: Path) -> None:
 
 
 def test_standard_modules(tmp_path: Path) -> None:
-    assert standard_modules(make_tree(tmp_path, {"xenfs.ko": module()})) == ("xenfs",)
+    tree = make_tree(tmp_path, {"xenfs.ko": module(), "xen-blkfront.ko": module(), "9p.ko": module()})
+    assert standard_modules(tree) == ("xenfs",)
+    assert standard_modules(tree, ["vbd", "vif", "9pfs"]) == ("xenfs", "xen-blkfront", "9p")
     assert standard_modules(make_tree(tmp_path / "other", {})) == ()
     assert standard_modules(None) == ()
 
