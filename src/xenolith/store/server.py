@@ -245,7 +245,7 @@ class Store:
         specials = {name: [tuple(each) for each in permissions] for name, permissions in self.specials.items()}
         counters = self.stamps.last, self._serial
         plain = counters, self.tree.dump(), self.limits, sorted(self.privileged), domains, specials, connections
-        return marshal.dumps(plain)
+        return marshal.dumps(plain, 2)  # without references: equal stores have equal states
 
     def _load(self, state: bytes) -> None:
         (last, serial), nodes, self.limits, privileged, domains, specials, connections = marshal.loads(state)
