@@ -51,6 +51,27 @@ def attributes_of(descriptor: int) -> int:
     return descriptor >> 32 & 0x00F0_FF00
 
 
+def base_of(descriptor: int) -> int:
+    """Where the segment begins."""
+    return (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24
+
+
+def limit_of(descriptor: int) -> int:
+    """The last valid offset into the segment."""
+    limit = (descriptor & 0xFFFF) | (descriptor >> 32 & 0xF0000)
+    return limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
+
+
+def is_code(descriptor: int) -> bool:
+    """Present, and a code segment that CPL 3 may run."""
+    return descriptor >> 40 & 0xF8 == 0xF8
+
+
+def is_writable_data(descriptor: int) -> bool:
+    """Present, and a data segment that CPL 3 may write."""
+    return descriptor >> 40 & 0xFA == 0xF2
+
+
 def check_descriptor(descriptor: int) -> int:
     """The descriptor as a guest may have it: privilege 3 for code and data.
 

@@ -43,7 +43,7 @@ from xenolith.cpu.registers import (
     TF,
 )
 from xenolith.hypervisor import debug_registers, ioports, msr
-from xenolith.hypervisor.descriptors import XEN_CS64
+from xenolith.hypervisor.descriptors import XEN_CS64, base_of, limit_of
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
 from xenolith.hypervisor.hypercalls.mmu import new_base
 from xenolith.hypervisor.vcpu import INFO_CR2
@@ -88,7 +88,6 @@ _LOW: Final = {1: 0xFF, 2: 0xFFFF, 4: _MASK32}
 _PRESENT: Final = 1
 _PRESENT_WRITABLE: Final = 3
 _SEGMENT_PRESENT: Final = 1 << 47
-_PAGE_GRANULAR: Final = 1 << 55
 _LONG: Final = 1 << 53
 _BIG: Final = 1 << 54
 
@@ -353,7 +352,7 @@ def _addressing(hv: Hypervisor, vcpu: Vcpu, segment: int, size: int) -> Callable
         return None
     if not (_is_writable(descriptor) if segment == ES else _is_readable(descriptor)):
         raise fault
-    start, limit = _base(descriptor), _limit(descriptor)
+    start, limit = base_of(descriptor), limit_of(descriptor)
 
     def limited(offset: int) -> int:
         if offset + size - 1 > limit:
@@ -361,16 +360,6 @@ def _addressing(hv: Hypervisor, vcpu: Vcpu, segment: int, size: int) -> Callable
         return start + offset & _MASK32
 
     return limited
-
-
-def _base(descriptor: int) -> int:
-    return descriptor >> 16 & 0xFF_FFFF | descriptor >> 56 << 24
-
-
-def _limit(descriptor: int) -> int:
-    """The last valid offset."""
-    limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
-    return limit << 12 | 0xFFF if descriptor & _PAGE_GRANULAR else limit
 
 
 def _is_readable(descriptor: int) -> bool:
@@ -507,7 +496,7 @@ def _rdtscp(hv: Hypervisor, vcpu: Vcpu, instruction: Instruction) -> int:
         return NOT_EMULATED
     regs = vcpu.cpu.regs
     _put_edx_eax(regs, hv.tsc())
-    regs[RCX] = msr.tsc_aux(vcpu)
+    regs[RCX] = vcpu.tsc_aux
     return instruction.len
 
 

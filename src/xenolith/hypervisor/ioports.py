@@ -5,10 +5,8 @@ Source: guest_io_okay, admin_io_okay, guest_io_read and guest_io_write of xen/ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 from xenolith.abi.errno import XenError
 from xenolith.abi.vm_assist import VMASST_TYPE_architectural_iopl
@@ -30,36 +28,6 @@ RTC_DATA: Final = 0x71
 _RTC_INDEX_MASK: Final = 0x7F
 
 
-@dataclass(slots=True)
-class Latches:
-    """What a domain last wrote to the index ports of devices that it shares with others."""
-
-    rtc_index: int = 0
-    pci_address: int = 0
-
-
-@dataclass(slots=True)
-class Bitmap:
-    """The I/O permission bitmap of a vCPU's user mode: guest address, and how many ports it covers."""
-
-    vaddr: int = 0
-    ports: int = 0
-
-
-_latches: WeakKeyDictionary[Domain, Latches] = WeakKeyDictionary()
-_bitmaps: WeakKeyDictionary[Vcpu, Bitmap] = WeakKeyDictionary()
-
-
-def latches(domain: Domain) -> Latches:
-    """The index latches of `domain`."""
-    return _latches.setdefault(domain, Latches())
-
-
-def set_bitmap(vcpu: Vcpu, vaddr: int, ports: int) -> None:
-    """PHYSDEVOP_set_iobitmap: the bitmap at `vaddr` covers `ports` ports."""
-    _bitmaps[vcpu] = Bitmap(vaddr, ports)
-
-
 def iopl_allows(vcpu: Vcpu) -> bool:
     """Whether the vCPU's I/O privilege level, set by PHYSDEVOP_set_iopl, covers its present mode."""
     if not vcpu.kernel_mode:
@@ -71,11 +39,10 @@ def permitted(hv: Hypervisor, vcpu: Vcpu, port: int, size: int) -> bool:
     """Whether the guest's kernel lets the present mode access `size` bytes at `port`; if not, the guest gets #GP."""
     if iopl_allows(vcpu):
         return True
-    bitmap = _bitmaps.get(vcpu)
-    if bitmap is None or bitmap.ports <= port + size:
+    if vcpu.io_bitmap_ports <= port + size:
         return False
     mask = (1 << size) - 1 << (port & 7)
-    return not _permission_bits(hv, vcpu, bitmap.vaddr + (port >> 3)) & mask
+    return not _permission_bits(hv, vcpu, vcpu.io_bitmap_vaddr + (port >> 3)) & mask
 
 
 def _permission_bits(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
@@ -97,7 +64,7 @@ def read(hv: Hypervisor, vcpu: Vcpu, port: int, size: int) -> int:
     if hv.pc is not None and _direct(domain, port, size):
         return hv.pc.ports.read(port, size)
     if port == CONFIG_ADDRESS and size == 4:
-        return latches(domain).pci_address
+        return domain.pci_config_address
     value = at = 0
     while at < size:
         step = _step(port + at, size - at)
@@ -114,7 +81,7 @@ def write(hv: Hypervisor, vcpu: Vcpu, port: int, size: int, value: int) -> None:
         hv.pc.ports.write(port, size, value)
         return
     if port == CONFIG_ADDRESS and size == 4:
-        latches(domain).pci_address = value
+        domain.pci_config_address = value
         return
     at = 0
     while at < size:
@@ -161,11 +128,11 @@ def _read_shared(hv: Hypervisor, domain: Domain, port: int, size: int) -> int:
     if port in PIT_PORTS:
         return _read_pit(hv, domain, port)
     if port == RTC_INDEX:
-        return latches(domain).rtc_index
+        return domain.rtc_index
     if port == RTC_DATA and hv.pc is not None and allowed(domain, RTC_INDEX, 2):
-        return hv.pc.rtc.read_cmos(latches(domain).rtc_index & _RTC_INDEX_MASK)
+        return hv.pc.rtc.read_cmos(domain.rtc_index & _RTC_INDEX_MASK)
     if port & ~3 == CONFIG_DATA and hv.pc is not None and Capability.HARDWARE in domain.capabilities:
-        address = latches(domain).pci_address
+        address = domain.pci_config_address
         if address & CONFIG_ENABLE:
             return hv.pc.pci.read_config(address >> 8 & 0xFFFF, address & 0xFC | port & 3, size)
     return ALL_ONES[size]
@@ -185,14 +152,14 @@ def _read_pit(hv: Hypervisor, domain: Domain, port: int) -> int:
 def _write_shared(hv: Hypervisor, domain: Domain, port: int, size: int, value: int) -> None:
     hardware = hv.pc is not None and Capability.HARDWARE in domain.capabilities
     if port == RTC_INDEX:
-        latches(domain).rtc_index = value
+        domain.rtc_index = value
     elif hv.pc is None:
         return
     elif port in PIT_PORTS and hardware:
         hv.pc.ports.write(port, 1, value)
     elif port == RTC_DATA and allowed(domain, RTC_INDEX, 2):
-        hv.pc.rtc.write_cmos(latches(domain).rtc_index & _RTC_INDEX_MASK, value)
+        hv.pc.rtc.write_cmos(domain.rtc_index & _RTC_INDEX_MASK, value)
     elif port & ~3 == CONFIG_DATA and hardware:
-        address = latches(domain).pci_address
+        address = domain.pci_config_address
         if address & CONFIG_ENABLE:
             hv.pc.pci.write_config(address >> 8 & 0xFFFF, address & 0xFC | port & 3, size, value)

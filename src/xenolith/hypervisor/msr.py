@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from xenolith.abi.errno import XenError
 from xenolith.abi.types import PAGE_OFFSET_MASK, PAGE_SHIFT
@@ -60,8 +59,6 @@ _MISC_ENABLE_VALUE: Final = 1 << 0 | 1 << 11 | 1 << 12 | 1 << 23
 _MC_BANKS: Final = 2
 _MC_BANK_REGISTERS: Final = 4
 _ALL_ONES: Final = (1 << 64) - 1
-
-_tsc_aux: WeakKeyDictionary[Vcpu, int] = WeakKeyDictionary()
 
 Read = Callable[["Hypervisor", "Vcpu"], int]
 Write = Callable[["Hypervisor", "Vcpu", int], bool]
@@ -134,15 +131,10 @@ def _write_other_gs_base(hv: Hypervisor, vcpu: Vcpu, value: int) -> bool:
     return False
 
 
-def tsc_aux(vcpu: Vcpu) -> int:
-    """What RDTSCP puts into ECX: the number that the guest gave this vCPU (32 bits)."""
-    return _tsc_aux.get(vcpu, 0)
-
-
 def _write_tsc_aux(hv: Hypervisor, vcpu: Vcpu, value: int) -> bool:
     if value >> 32:
         return False
-    _tsc_aux[vcpu] = value
+    vcpu.tsc_aux = value
     return True
 
 
@@ -196,5 +188,5 @@ _TABLE: Final[dict[int, Msr]] = {
     FS_BASE: Msr(lambda hv, vcpu: vcpu.cpu.fs_base, _write_fs_base),
     GS_BASE: Msr(lambda hv, vcpu: vcpu.cpu.gs_base, _write_gs_base),
     KERNEL_GS_BASE: Msr(lambda hv, vcpu: vcpu.other_gs_base, _write_other_gs_base),
-    TSC_AUX: Msr(lambda hv, vcpu: tsc_aux(vcpu), _write_tsc_aux),
+    TSC_AUX: Msr(lambda hv, vcpu: vcpu.tsc_aux, _write_tsc_aux),
 }

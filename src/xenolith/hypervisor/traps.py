@@ -44,7 +44,7 @@ from xenolith.cpu.registers import (
     TF,
     VM,
 )
-from xenolith.hypervisor import debug_registers, emulate, ioports, msr, ptwr
+from xenolith.hypervisor import debug_registers, emulate, ioports, ptwr
 from xenolith.hypervisor.descriptors import (
     FLAT_CODE64,
     FLAT_DATA,
@@ -52,6 +52,10 @@ from xenolith.hypervisor.descriptors import (
     XEN_CS64,
     XEN_SS,
     attributes_of,
+    base_of,
+    is_code,
+    is_writable_data,
+    limit_of,
 )
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START
@@ -188,7 +192,7 @@ class Traps:
         return self._hv.tsc()
 
     def on_rdtscp(self) -> int:
-        return msr.tsc_aux(self.current)
+        return self.current.tsc_aux
 
     def on_spin(self) -> None:
         """A vCPU that waits for another one, busily, does so in vain while the other cannot run."""
@@ -450,23 +454,3 @@ def call(handler: Handler, hv: Hypervisor, vcpu: Vcpu, count: int, four: tuple[i
 def cpu_in_long_mode(hv: Hypervisor, vcpu: Vcpu) -> bool:
     """Whether the code segment is a 64-bit one."""
     return bool(hv.descriptors.lookup(vcpu, vcpu.cpu.selector(CS)) >> 53 & 1)
-
-
-def base_of(descriptor: int) -> int:
-    return (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24
-
-
-def limit_of(descriptor: int) -> int:
-    """The segment limit in bytes."""
-    limit = (descriptor & 0xFFFF) | (descriptor >> 32 & 0xF0000)
-    return limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
-
-
-def is_code(descriptor: int) -> bool:
-    """Present, and a code segment that CPL 3 may run."""
-    return descriptor >> 40 & 0xF8 == 0xF8
-
-
-def is_writable_data(descriptor: int) -> bool:
-    """Present, and a data segment that CPL 3 may write."""
-    return descriptor >> 40 & 0xFA == 0xF2

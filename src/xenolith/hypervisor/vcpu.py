@@ -89,6 +89,11 @@ class Vcpu:
     ldt_mfns: dict[int, int] = field(default_factory=dict)
     cr4: int = 0
     debug: list[int] = field(default_factory=lambda: [0] * 8)
+    tsc_aux: int = 0
+    """What RDTSCP puts into ECX: the number that the guest gave this vCPU (32 bits)."""
+    io_bitmap_vaddr: int = 0
+    io_bitmap_ports: int = 0
+    """The bitmap that says which of the first so many ports the vCPU's user mode may use (PHYSDEVOP_set_iobitmap)."""
 
     native: Callable[[], None] | None = None
     """For a native domain: what looks at its events. It is called in the machine's own turn, never inside an exit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -30,6 +29,7 @@ from xenolith.abi.x86_64 import (
     PAGE_USER,
 )
 from xenolith.errors import UserError
+from xenolith.hypervisor.hypercall_page import hypercall_page
 from xenolith.loader import bsd_symbols
 from xenolith.loader.image import KernelImage
 
@@ -44,10 +44,6 @@ _LOWER_HALF_END: Final = 1 << 47
 _TABLE_FLAGS: Final = PAGE_PRESENT | PAGE_RW | PAGE_USER | PAGE_ACCESSED | PAGE_DIRTY
 _READ_ONLY: Final = PAGE_PRESENT | PAGE_ACCESSED
 _READ_WRITE: Final = PAGE_PRESENT | PAGE_RW | PAGE_ACCESSED | PAGE_DIRTY
-
-_STUBS: Final = 128
-_STUB_SIZE: Final = 32
-_HYPERVISOR_IRET: Final = 23
 
 U64Array = npt.NDArray[np.uint64]
 
@@ -191,22 +187,6 @@ def build(spec: PvSpec, layout: PvLayout, p2m: U64Array, memory: memoryview, sha
             guest.zero(ring << PAGE_SHIFT, PAGE_SIZE)
     _write_tables(spec, layout, guest)
     return _start_of_day(spec, layout, guest)
-
-
-def hypercall_page() -> bytes:
-    """The contents of a hypercall page for a 64-bit guest: one stub of 32 bytes per hypercall number.
-
-    A stub saves rcx and r11 around `syscall`; the iret stub is jumped to and does not return (Xen, pv/hypercall.c).
-    """
-    page = bytearray()
-    for number in range(_STUBS):
-        operand = struct.pack("<I", number)
-        if number == _HYPERVISOR_IRET:
-            stub = b"\x51\x41\x53\x50\xb8" + operand + b"\x0f\x05"
-        else:
-            stub = b"\x51\x41\x53\xb8" + operand + b"\x0f\x05\x41\x5b\x59\xc3"
-        page += stub.ljust(_STUB_SIZE, b"\xcc")
-    return bytes(page)
 
 
 def _mib(frames: int) -> int:

@@ -68,7 +68,7 @@ def test_bitmap_lets_user_mode_use_single_ports(hv: Any) -> None:
     hv.ram.bytes[bitmap + 0x10] = 0b0111_1111
     hv.ram.bytes[bitmap + 0x11] = 0b1111_1110
     assert not ioports.permitted(hv, vcpu, 0x87, 1)
-    ioports.set_bitmap(vcpu, bitmap, 1024)
+    vcpu.io_bitmap_vaddr, vcpu.io_bitmap_ports = bitmap, 1024
     assert ioports.permitted(hv, vcpu, 0x87, 1)
     assert ioports.permitted(hv, vcpu, 0x87, 2)
     assert not ioports.permitted(hv, vcpu, 0x87, 4)
@@ -79,7 +79,7 @@ def test_bitmap_ends_where_the_guest_said(hv: Any) -> None:
     vcpu = guest(hv)
     vcpu.kernel_mode = False
     bitmap = hv.memory_of(vcpu.domain)[0] << 12
-    ioports.set_bitmap(vcpu, bitmap, 0x80)
+    vcpu.io_bitmap_vaddr, vcpu.io_bitmap_ports = bitmap, 0x80
     assert ioports.permitted(hv, vcpu, 0x7E, 1)
     assert not ioports.permitted(hv, vcpu, 0x7F, 1)
     assert not ioports.permitted(hv, vcpu, 0xFFFF, 4)
@@ -88,7 +88,7 @@ def test_bitmap_ends_where_the_guest_said(hv: Any) -> None:
 def test_bitmap_that_cannot_be_read_denies(hv: Any) -> None:
     vcpu = guest(hv)
     vcpu.kernel_mode = False
-    ioports.set_bitmap(vcpu, 1 << 40, 65536)
+    vcpu.io_bitmap_vaddr, vcpu.io_bitmap_ports = 1 << 40, 65536
     assert not ioports.permitted(hv, vcpu, 0x80, 1)
 
 

@@ -30,9 +30,9 @@ from xenolith.abi.traps import (
 )
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
 from xenolith.cpu.registers import MASK64
+from xenolith.hypervisor.descriptors import base_of
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.msr import is_canonical
-from xenolith.hypervisor.traps import base_of
 from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
 
 if TYPE_CHECKING:

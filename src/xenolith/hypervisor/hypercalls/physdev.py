@@ -58,7 +58,6 @@ from xenolith.abi.physdev import (
     XENIRQSTAT_needs_eoi,
     XENIRQSTAT_shared,
 )
-from xenolith.hypervisor import ioports
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.frames import TYPE_WRITABLE
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
@@ -120,7 +119,7 @@ def set_iobitmap(hv: Hypervisor, caller: Vcpu, argument: PhysdevSetIobitmap) -> 
     start, end = argument.bitmap, argument.bitmap + _BITMAP_BYTES
     if argument.nr_ports > _PORTS or (end > CANONICAL_LOW_END and start < HYPERVISOR_END) or end > 1 << 64:
         raise XenError(EINVAL, f"I/O bitmap of {argument.nr_ports} ports at {argument.bitmap:#x}")
-    ioports.set_bitmap(caller, argument.bitmap, argument.nr_ports)
+    caller.io_bitmap_vaddr, caller.io_bitmap_ports = argument.bitmap, argument.nr_ports
 
 
 # -- interrupts of the calling domain ---------------------------------------------------------------------------------
