@@ -252,7 +252,8 @@ class _Census:
     # -- who may hold what --------------------------------------------------------------------------------------------
 
     def _check_foreign(self, domain: Domain) -> None:
-        """A domain without CONTROL maps others' frames only by grants, and not more often or otherwise than granted."""
+        """A domain without CONTROL maps others' frames only by grants, and not more often or otherwise than granted,
+        unless it made the others."""
         if domain.capabilities & (Capability.CONTROL | Capability.HARDWARE):
             return
         allowed: Counter[tuple[int, bool]] = Counter()
@@ -260,11 +261,17 @@ class _Census:
             if mapping.flags & GNTMAP_host_map and mapping.in_table:
                 allowed[mapping.active.mfn, not mapping.readonly] += 1
         for (owner, mfn, writable), times in self._foreign.items():
+            if self._was_made_by(domain, self._frames.owner[mfn]):
+                continue
             if owner == domain.domid and times > allowed[mfn, writable]:
                 self._say(
                     f"{domain} maps frame {mfn:#x} of domain {self._frames.owner[mfn]} {times} times "
                     f"({'writable' if writable else 'read-only'}), {allowed[mfn, writable]} are granted"
                 )
+
+    def _was_made_by(self, domain: Domain, domid: int) -> bool:
+        made = self._hv.domains.get(domid)
+        return made is not None and made.creator == domain.domid and domain.can(Capability.CREATE)
 
     def _check_grants(self) -> None:
         pins: dict[int, list[int]] = {}
