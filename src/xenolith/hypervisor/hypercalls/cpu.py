@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import EFAULT, EINVAL, ENOSYS, XenError
@@ -29,7 +30,7 @@ from xenolith.abi.traps import (
     CallbackUnregister,
 )
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
-from xenolith.cpu.registers import MASK64
+from xenolith.cpu.registers import MASK64, RAX
 from xenolith.hypervisor.descriptors import base_of
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.msr import is_canonical
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _TRAP_BYTES: Final = 16
 _MULTICALL_BYTES: Final = 64
 _PART: Final = 1024
-"""Calls that one part of a multicall makes."""
+"""Calls that one part of a multicall makes, and entries of a trap table that one part of that call takes."""
 _KNOWN_CALLBACKS: Final = frozenset(
     (
         CALLBACKTYPE_event,
@@ -62,11 +63,14 @@ def check_address(address: int) -> None:
 
 @hypercall(HYPERVISOR_set_trap_table)
 def set_trap_table(hv: Hypervisor, vcpu: Vcpu, traps: int) -> int:
-    """Install handlers from a list of struct trap_info that ends with address 0; a null list removes all."""
+    """Install handlers from a list of struct trap_info that ends with address 0; a null list removes all.
+
+    A list may be of any length, and set a handler more than once.
+    """
     if not traps:
         vcpu.traps = [Gate() for _ in range(256)]
         return 0
-    for _ in range(257):
+    for _ in range(_PART):
         entry = hv.memory.read(vcpu, traps, _TRAP_BYTES)
         address = int.from_bytes(entry[8:16], "little")
         if not address:
@@ -76,7 +80,7 @@ def set_trap_table(hv: Hypervisor, vcpu: Vcpu, traps: int) -> int:
         selector = int.from_bytes(entry[2:4], "little") | 3
         vcpu.traps[entry[0]] = Gate(address, selector, flags & 3, bool(flags & 4))
         traps += _TRAP_BYTES
-    raise XenError(EINVAL, "a trap table without an end")
+    raise Continuation(traps)
 
 
 @hypercall(HYPERVISOR_set_callbacks)
@@ -163,8 +167,11 @@ def iret(hv: Hypervisor, vcpu: Vcpu) -> None:
 
 
 @hypercall(HYPERVISOR_multicall)
-def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int:
-    """Run a list of hypercalls (struct multicall_entry) and put each result into its entry."""
+def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int | None:
+    """Run a list of hypercalls (struct multicall_entry) and put each result into its entry.
+
+    An iret ends the list: the guest is elsewhere then (pv_do_multicall_call in xen/arch/x86/pv/hypercall.c).
+    """
     if hv.in_multicall:
         raise XenError(EINVAL, "a multicall within a multicall")
     count &= 0xFFFF_FFFF
@@ -173,6 +180,9 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int:
     try:
         for done in range(part):
             entry = _entry(hv, vcpu, calls)
+            if entry[0] == HYPERVISOR_iret:
+                _leave(hv, vcpu, calls)
+                return None
             try:
                 result = _run_one(hv, vcpu, entry[0], entry[2:8])
             except Continuation as rest:
@@ -199,10 +209,18 @@ def _entry(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> list[int]:
     return memoryview(hv.memory.read(vcpu, vaddr, _MULTICALL_BYTES)).cast("Q").tolist()
 
 
+def _leave(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> None:
+    """The iret at `vaddr` of a list. Its result is the RAX that it loads, where the entry can still be written."""
+    hv.hypercall_counts[HYPERVISOR_iret] += 1
+    hv.traps.iret(vcpu)
+    with suppress(XenError):
+        hv.memory.write_u64(vcpu, vaddr + 8, vcpu.cpu.regs[RAX])
+
+
 def _run_one(hv: Hypervisor, vcpu: Vcpu, number: int, arguments: list[int]) -> int:
     handler = HANDLERS.get(number)
     hv.hypercall_counts[min(number, 63)] += 1
-    if handler is None or number == HYPERVISOR_iret:
+    if handler is None:
         hv.count_unimplemented(number, -1)
         return -ENOSYS
     try:

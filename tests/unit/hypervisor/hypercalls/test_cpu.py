@@ -37,6 +37,7 @@ from xenolith.abi.traps import (
 )
 from xenolith.abi.types import DOMID_SELF
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
+from xenolith.cpu.registers import RAX, RIP, RSP
 from xenolith.hypervisor.descriptors import FLAT_DATA
 from xenolith.hypervisor.hypercalls.table import Continuation
 from xenolith.hypervisor.vcpu import Callback, Gate
@@ -83,8 +84,15 @@ def test_a_handlers_address_is_canonical(guest: Guest, address: int) -> None:
 
 def test_a_trap_table_has_an_end(hv: Bench, guest: Guest) -> None:
     assert guest.call(HYPERVISOR_set_trap_table, 0x5000) == -EFAULT
-    guest.put(guest.va(0), TrapInfo(1, 0, 0xE033, 0x1000).to_bytes() * (7 * 256))
-    assert guest.call(HYPERVISOR_set_trap_table, guest.va(0)) == -EINVAL
+
+
+def test_a_long_trap_table_is_taken_in_parts(guest: Guest) -> None:
+    guest.put(guest.va(0), b"".join(TrapInfo(1, 0, 0xE033, 0x1000 + count).to_bytes() for count in range(7 * 256)))
+    with pytest.raises(Continuation) as rest:
+        guest.call(HYPERVISOR_set_trap_table, guest.va(0))
+    assert rest.value.arguments == (guest.va(0) + 1024 * 16,)
+    assert guest.call(HYPERVISOR_set_trap_table, *rest.value.arguments) == 0, "the next page is clear"
+    assert guest.vcpu.traps[1].address == 0x1000 + 7 * 256 - 1
 
 
 def register(guest: Guest, kind: int, address: int, flags: int = 0) -> int:
@@ -212,9 +220,20 @@ def test_each_call_has_its_result(guest: Guest) -> None:
     assert guest.vcpu.kernel_sp == 0x1234
 
 
-def test_neither_iret_nor_a_multicall_is_made_in_a_multicall(hv: Bench, guest: Guest) -> None:
-    assert multicall(guest, (HYPERVISOR_iret,), (HYPERVISOR_multicall, guest.va(LIST), 1)) == 0
-    assert results(guest, 2) == [-ENOSYS, -EINVAL]
+def test_an_iret_is_the_last_call_of_its_list(hv: Bench, guest: Guest) -> None:
+    guest.put(guest.va(5), [77, 0, 0, 0, 0x1234, 0xE030, 0x202, guest.va(6), 0xE02B])
+    guest.cpu.regs[RSP] = guest.va(5)
+    later = (HYPERVISOR_stack_switch, 0xE02B, 0x4321)
+    assert multicall(guest, (HYPERVISOR_xen_version, 0, 0), (HYPERVISOR_iret,), later) == 0
+    assert (guest.cpu.regs[RAX], guest.cpu.regs[RIP], guest.cpu.regs[RSP]) == (77, 0x1234, guest.va(6))
+    assert results(guest, 3)[1:] == [77, 0xDEAD]
+    assert guest.vcpu.kernel_sp != 0x4321
+    assert multicall(guest, (HYPERVISOR_xen_version, 0, 0)) == 0
+
+
+def test_no_multicall_is_made_in_a_multicall(hv: Bench, guest: Guest) -> None:
+    assert multicall(guest, (HYPERVISOR_multicall, guest.va(LIST), 1)) == 0
+    assert results(guest, 1) == [-EINVAL]
     assert multicall(guest, (HYPERVISOR_xen_version, 0, 0)) == 0, "and the next one is none within another"
 
 
