@@ -18,6 +18,8 @@ from xenolith.loader.modules import Module, ModuleTree
 _COMMAND: Final = "etc/xenolith/command"
 _MODULES: Final = "etc/xenolith/modules"
 
+_KERNEL_RUNS: Final = ("poweroff", "reboot", "modprobe")
+"""What Linux itself starts, by its full path below /sbin: when it is asked to end, and when it lacks a module."""
 _DRIVERS: Final = {
     # ext4 asks for crc32c by a name that only an installed system's modules.alias resolves.
     "vbd": ("xen-blkfront", "crc32c_generic", "ext4"),
@@ -41,6 +43,7 @@ while read -r module; do insmod "/lib/modules/$(uname -r)/$module"; done < /etc/
 name=guest
 grep -q control_d /proc/xen/capabilities 2>/dev/null && name=dom0
 hostname "$name"
+[ -e /sys/class/net/eth0 ] && sh /etc/xenolith/network
 # busybox's poweroff, halt and reboot send these signals to process 1, which hears them because it only waits.
 trap 'poweroff -f' USR2
 trap 'halt -f' USR1
@@ -60,6 +63,41 @@ while true; do
     wait $!
 done
 """.replace("@MARKER@", EXIT_MARKER)
+
+_NETWORK: Final = """\
+ip link set lo up
+for word in $(cat /proc/cmdline); do
+    case $word in ip=*)
+        # As the kernel's own, which looks before there is a driver: ip=CLIENT:SERVER:GATEWAY:NETMASK:…
+        IFS=:
+        set -- ${word#ip=}
+        interface=eth0 ip=$1 router=$3 mask=$4 exec sh /etc/udhcpc/default.script bound
+    esac
+done
+for interface in /sys/class/net/eth*; do
+    udhcpc -i "${interface##*/}" -b -t 2 -T 1 -O mtu > /dev/null 2>&1
+done
+"""
+"""Gives network devices their addresses, when there are any: what the command line says, or what DHCP says."""
+
+_DHCP: Final = """\
+#!/bin/sh
+# What busybox's udhcpc does with a lease.
+case $1 in
+deconfig)
+    ip addr flush dev "$interface"
+    ip link set "$interface" up
+    ;;
+bound | renew)
+    [ -n "$mtu" ] && ip link set "$interface" mtu "$mtu"
+    ip addr flush dev "$interface"
+    ip addr add "$ip/${mask:-24}" dev "$interface"
+    ip link set "$interface" up
+    for gateway in $router; do ip route replace default via "$gateway" dev "$interface"; done
+    [ -z "$dns" ] || for server in $dns; do echo "nameserver $server"; done > /etc/resolv.conf
+    ;;
+esac
+"""
 
 _SHELL: Final = """\
 cd /root
@@ -123,13 +161,18 @@ class Initramfs:
         yield cpio.device("dev/null", 1, 3, 0o666)
         yield cpio.file("bin/busybox", _read(self.busybox), 0o755)
         yield cpio.symlink("bin/sh", "busybox")
+        for name in _KERNEL_RUNS:
+            yield cpio.symlink(f"sbin/{name}", "../bin/busybox")
         yield cpio.file("init", _INIT.encode(), 0o755)
         yield cpio.file("etc/xenolith/shell", _SHELL.encode())
+        yield cpio.file("etc/xenolith/network", _NETWORK.encode())
+        yield cpio.file("etc/udhcpc/default.script", _DHCP.encode(), 0o755)
         yield cpio.file("etc/motd", _MOTD.encode())
         yield cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         yield cpio.file("etc/group", b"root:x:0:\n")
         yield cpio.directory("root", 0o700)
         yield cpio.directory("tmp", 0o1777)
+        yield cpio.directory("mnt")
         if self.command is not None:
             yield cpio.file(_COMMAND, self.command.encode("utf-8", "surrogateescape") + b"\n")
         yield from self._module_entries()
