@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from xenolith.cpu.registers import DR6_BS, RF, TF
 
@@ -48,8 +47,7 @@ block: push rbx; push r12; sub rsp, 8; mov rbx, rdi; mov r12, r9; mov rax, `_on_
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Breakpoint:
+class Breakpoint(NamedTuple):
     """One that is enabled: its number, what it is for (DR7's R/W field), first address and length in bytes."""
 
     number: int

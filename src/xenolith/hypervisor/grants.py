@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ctypes import c_uint16
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenolith.abi.errno import EBUSY, EINVAL, ENOSYS, ERANGE, XenError
 from xenolith.abi.grant_table import (
@@ -536,8 +536,7 @@ class GrantTable:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """The bytes of one frame of `owner` that a copy may touch."""
 
     owner: Domain

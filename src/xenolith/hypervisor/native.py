@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -99,16 +99,14 @@ def _bits(word: int) -> list[int]:
     return [bit for bit in range(64) if word >> bit & 1] if word else []
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """A page of the domain's own: `view` is its content, `mfn` what others are told of it."""
 
     mfn: int
     view: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
+class Scratch(NamedTuple):
     """Memory for what a hypercall's argument points to."""
 
     vaddr: int

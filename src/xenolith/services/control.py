@@ -5,8 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from ctypes import c_uint8
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +87,7 @@ _CS: Final = 0xE033
 _SS: Final = 0xE02B
 
 
-@dataclass(frozen=True, slots=True)
-class DomainInfo:
+class DomainInfo(NamedTuple):
     """What the hypervisor says of a domain. `shutdown_reason` is a SHUTDOWN_*, or None while it goes on."""
 
     domid: int
@@ -125,8 +123,7 @@ class DomainInfo:
         return self.flags >> XEN_DOMINF_shutdownshift & XEN_DOMINF_shutdownmask
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Where a first vCPU begins: addresses in the guest, and the machine frame of its root table."""
 
     instruction: int

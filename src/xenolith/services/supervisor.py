@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.native import NativeKernel
@@ -30,8 +30,7 @@ _CALM_NS: Final = 5_000_000_000
 """Code that ran for so long before it failed is started again as quickly as at first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(NamedTuple):
     """A native domain as the machine description has it: what it may do, and the services that are its code."""
 
     name: str

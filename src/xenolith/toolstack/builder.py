@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from xenolith.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from xenolith.hypervisor.native import NativeKernel
@@ -11,8 +12,7 @@ from xenolith.loader import pv
 from xenolith.services.control import Control, Entry
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(NamedTuple):
     """A guest that is ready to run, and paused: where its two rings are, and the ports for them."""
 
     domid: int

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 from xenolith.toolstack.disks import Disk
@@ -17,8 +16,7 @@ _SERVICES: Final = {"vbd": "block", "vif": "net", "9pfs": "9p"}
 """Which service a kind of device is of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Devices:
+class Devices(NamedTuple):
     """`service(name)` is the domid of the domain that has a service, or None if no domain has it; `domid_of(name)`
     that of a domain which a description names as its backend."""
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from xenolith.errors import UserError
 from xenolith.loader import kernels
@@ -36,8 +35,7 @@ class Wanted(Protocol):
     def shares(self) -> Sequence[object]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What a guest starts with."""
 
     image: KernelImage
