@@ -51,10 +51,10 @@ class BackRing:
         self._req_cons = (self._req_cons + 1) & _INDEX_MASK
         return slot
 
-    def ask_for_event(self) -> bool:
-        """Have the frontend signal its next request; returns whether one came just before. Raises RingBroken."""
-        self._words[_REQ_EVENT] = (self._req_cons + 1) & _INDEX_MASK
-        return self.waiting() > 0
+    def ask_for_event(self, wanted: int = 1) -> bool:
+        """Have the frontend signal when `wanted` requests wait; returns whether they do already. Raises RingBroken."""
+        self._words[_REQ_EVENT] = (self._req_cons + wanted) & _INDEX_MASK
+        return self.waiting() >= wanted
 
     def respond(self, response: bytes) -> None:
         """Write the response to the oldest request without one. The frontend sees it after `publish`."""

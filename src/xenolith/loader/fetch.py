@@ -99,19 +99,20 @@ def _unpack(deb: Path, package: Package, tree: Path, wanted: Source, progress: P
     import zstandard
 
     compressor = zstandard.ZstdCompressor(level=3)
-    for path, data, position in _members(deb, wanted):
+    for path, data, mode, position in _members(deb, wanted):
         target = tree / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".ko":
             target.with_name(target.name + ".zst").write_bytes(compressor.compress(data))
         else:
             target.write_bytes(data)
+            target.chmod(mode & 0o755)
         progress(f"unpacking {package.name}", min(position / max(package.size, 1), 1.0))
     progress(f"unpacking {package.name}", 1.0)
 
 
-def _members(deb: Path, wanted: Source) -> Iterator[tuple[PurePosixPath, bytes, int]]:
-    """The wanted files of a package: path, contents, and how many bytes into the archive they end."""
+def _members(deb: Path, wanted: Source) -> Iterator[tuple[PurePosixPath, bytes, int, int]]:
+    """The wanted files of a package: path, contents, mode, and how many bytes into the archive they end."""
     command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -122,7 +123,7 @@ def _members(deb: Path, wanted: Source) -> Iterator[tuple[PurePosixPath, bytes, 
                     if member.isreg() and _is_wanted(path, wanted):
                         file = archive.extractfile(member)
                         assert file is not None
-                        yield path, file.read(), member.offset_data + member.size
+                        yield path, file.read(), member.mode, member.offset_data + member.size
             process.stdout.read()
         except tarfile.TarError as error:
             raise UserError(f"the package {deb.name} is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""What can be had from the distribution's registry, and what of it is in the cache: kernels, modules, busybox."""
+"""What can be had from the distribution's registry, and what of it is in the cache: kernels, modules, and tools."""
 
 from __future__ import annotations
 
@@ -78,6 +78,9 @@ SOURCES: Final = (
 """What `xenolith pull` knows, the default first."""
 
 _BUSYBOX: Final = Source("busybox", "busybox for ramdisks", _BOOKWORM, "busybox-static", "bin/busybox")
+_PASST: Final = Source("passt", "user-mode networking", _BOOKWORM, "passt", "bin/passt*")
+_TOOLS: Final = (_BUSYBOX, _PASST)
+"""What `xenolith pull` knows besides kernels."""
 
 
 class Pulled(NamedTuple):
@@ -121,15 +124,21 @@ def busybox() -> Path | None:
     return next((path for path in map(Path, ("/bin/busybox", "/usr/bin/busybox")) if _is_static(path)), None)
 
 
+def tool(alias: str) -> Path | None:
+    """A program that was pulled under that alias, or None."""
+    found = pulled(alias)
+    return found.file if found is not None else None
+
+
 def pull(alias: str, progress: Progress) -> Pulled:
-    """Bring a kernel of SOURCES, its modules, and a busybox if there is none yet, into the cache.
+    """Bring a tool, or a kernel of SOURCES, its modules, and a busybox if there is none yet, into the cache.
 
     What is brought appears complete or not at all, in the place of what was pulled before. UserError if there is no
     such alias, no apt-get, the registry cannot be reached, or the disk is full.
     """
-    wanted = source(alias)
+    wanted = next((candidate for candidate in (*SOURCES, *_TOOLS) if candidate.alias == alias), None)
     if wanted is None:
-        known = ", ".join(candidate.alias for candidate in SOURCES)
+        known = ", ".join(candidate.alias for candidate in (*SOURCES, *_TOOLS))
         raise UserError(f"there is nothing called '{alias}' to pull", f"known are {known}")
     sources = (_BUSYBOX, wanted) if wanted.modules and busybox() is None else (wanted,)
     for suites, group in groupby(sources, lambda candidate: candidate.suites):

@@ -250,6 +250,7 @@ class Machine:
 
     def close(self) -> None:
         self.supervisor.close()
+        self._roles.close()
         self.terminals.close()
         self.host.close()
         if self._serial is not None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.services.block import BlockService
 from xenolith.services.console import ConsoleService, Terminals
 from xenolith.services.hardware import HardwareService
+from xenolith.services.net import PAGES as NET_PAGES
+from xenolith.services.net import NetService
+from xenolith.services.network.networks import Networks
 from xenolith.services.service import Context, Factory, Service
 from xenolith.services.store import StoreService
 from xenolith.services.supervisor import Role, Supervisor
@@ -26,6 +30,7 @@ _IMPLIED_NEEDS: Final = {
 _BUILDER_TABLES: Final = 160
 """L1 tables for what a builder maps of a new guest at once: 320 MiB."""
 _TABLES: Final = 4
+_PAGES: Final = 32
 
 
 def implied_services(names: tuple[str, ...]) -> DomainConfig:
@@ -43,6 +48,7 @@ class Roles:
         self._supervisor = supervisor
         self._terminals = terminals
         self._repeatable = repeatable
+        self._networks = Networks()
         self._owners: dict[str, str] = {}
         self.toolstack: Toolstack | None = None
         self._own_tasks = Tasks(_raise)
@@ -53,6 +59,8 @@ class Roles:
             "console": lambda context: ConsoleService(context, self._terminals),
             "builder": self._toolstack,
             "hardware": HardwareService,
+            "block": BlockService,
+            "net": lambda context: NetService(context, self._networks),
         }
 
     def role(self, config: DomainConfig) -> Role:
@@ -62,7 +70,8 @@ class Roles:
             self._factories[name] for name in sorted(config.services, key=_store_first) if name in self._factories
         )
         tables = _BUILDER_TABLES if "builder" in config.services else _TABLES
-        return Role(config.name, config.capabilities, services, window_tables=tables)
+        pages = NET_PAGES if "net" in config.services else _PAGES
+        return Role(config.name, config.capabilities, services, page_count=pages, window_tables=tables)
 
     def domid_of_service(self, name: str) -> int | None:
         """The domid of the domain that has a service."""
@@ -77,6 +86,10 @@ class Roles:
     def _toolstack(self, context: Context) -> Service:
         self.toolstack = Toolstack(context, self._devices, self._terminals, self._repeatable)
         return self.toolstack
+
+    def close(self) -> None:
+        """The machine is switched off: give back what services leave on the host."""
+        self._networks.close()
 
     def builder_tasks(self) -> Tasks | None:
         """The coroutines of the domain that makes guests; of none in particular if there is no such domain."""

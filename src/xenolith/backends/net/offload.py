@@ -1,0 +1,122 @@
+"""What network hardware would do: completing checksums and segmenting TCP, for receivers that leave it to others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_NONE, XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
+from xenolith.backends.net.packet import IPPROTO_TCP, IPPROTO_UDP, Packet, Transport, transport
+
+_GSO_VERSION: Final = {XEN_NETIF_GSO_TYPE_TCPV4: 4, XEN_NETIF_GSO_TYPE_TCPV6: 6}
+MAX_SEGMENTS: Final = 1366
+"""Of one packet: as many as it has with TCP's least segment (Linux's TCP_MIN_SND_MSS, 48 bytes)."""
+_FIN_PSH: Final = 0x09
+_CWR: Final = 0x80
+
+
+class Offers(NamedTuple):
+    """What a receiver can take: segmentation it does itself (TCP in IPv4 and IPv6), checksums that are blank."""
+
+    gso_v4: bool = False
+    gso_v6: bool = False
+    csum_v4: bool = False
+    csum_v6: bool = False
+
+
+EVERYTHING: Final = Offers(True, True, True, True)
+
+
+def is_sound(packet: Packet) -> bool:
+    """Whether the headers are there that `blank` and `gso_type` speak of."""
+    if not packet.blank and packet.gso_type == XEN_NETIF_GSO_TYPE_NONE:
+        return True
+    found = transport(packet.data)
+    if found is None:
+        return False
+    if packet.gso_type == XEN_NETIF_GSO_TYPE_NONE:
+        return True
+    if found.protocol != IPPROTO_TCP or _GSO_VERSION.get(packet.gso_type) != found.version:
+        return False
+    payload = _payload_at(packet.data, found)
+    return found.start + 20 <= payload <= found.end and found.end - payload <= packet.gso_size * MAX_SEGMENTS
+
+
+def adapt(packet: Packet, offers: Offers) -> Sequence[Packet]:
+    """A sound packet as a receiver can take it: itself, or with a checksum, or in segments with checksums."""
+    if packet.gso_type == XEN_NETIF_GSO_TYPE_NONE and not packet.blank:
+        return (packet,)
+    if packet.gso_type == XEN_NETIF_GSO_TYPE_TCPV4 and not offers.gso_v4:
+        return list(segments(packet))
+    if packet.gso_type == XEN_NETIF_GSO_TYPE_TCPV6 and not offers.gso_v6:
+        return list(segments(packet))
+    found = transport(packet.data)
+    assert found is not None
+    takes_blank = offers.csum_v4 if found.version == 4 else offers.csum_v6
+    if takes_blank or not packet.blank:
+        return (packet,)
+    return (packet._replace(data=_completed(bytearray(packet.data), found), blank=False),)
+
+
+def segments(packet: Packet) -> Iterator[Packet]:
+    """The TCP packets that a sound one with a `gso_type` stands for, as its sender would have sent them singly."""
+    found = transport(packet.data)
+    assert found is not None
+    data, payload = packet.data, _payload_at(packet.data, found)
+    for number, start in enumerate(range(payload, max(found.end, payload + 1), packet.gso_size)):
+        end = min(start + packet.gso_size, found.end)
+        segment = bytearray(data[:payload] + data[start:end])
+        _adjust_ip(segment, found, number)
+        _adjust_tcp(segment, found.start, start - payload, end == found.end)
+        yield Packet(_completed(segment, found._replace(end=len(segment))), validated=packet.validated)
+
+
+def _payload_at(data: bytes, found: Transport) -> int:
+    return found.start + (data[found.start + 12] >> 4) * 4
+
+
+def _adjust_ip(segment: bytearray, found: Transport, number: int) -> None:
+    """The length, and in IPv4 the identification and the header's own checksum."""
+    at = found.network
+    if found.version == 6:
+        segment[at + 4 : at + 6] = (len(segment) - at - 40).to_bytes(2, "big")
+        return
+    identification = int.from_bytes(segment[at + 4 : at + 6], "big") + number & 0xFFFF
+    segment[at + 2 : at + 4] = (len(segment) - at).to_bytes(2, "big")
+    segment[at + 4 : at + 6] = identification.to_bytes(2, "big")
+    segment[at + 10 : at + 12] = b"\0\0"
+    segment[at + 10 : at + 12] = checksum(segment[at : found.start]).to_bytes(2, "big")
+
+
+def _adjust_tcp(segment: bytearray, at: int, done: int, last: bool) -> None:
+    """The sequence number; FIN and PSH are the last segment's, CWR is the first one's."""
+    sequence = int.from_bytes(segment[at + 4 : at + 8], "big") + done & 0xFFFF_FFFF
+    segment[at + 4 : at + 8] = sequence.to_bytes(4, "big")
+    if not last:
+        segment[at + 13] &= ~_FIN_PSH & 0xFF
+    if done:
+        segment[at + 13] &= ~_CWR & 0xFF
+
+
+def _completed(data: bytearray, found: Transport) -> bytes:
+    """The packet with its TCP or UDP checksum."""
+    at, length = found.checksum, found.end - found.start
+    data[at : at + 2] = b"\0\0"
+    addresses = slice(found.network + 12, found.network + 20) if found.version == 4 else _ipv6_addresses(found)
+    pseudo = data[addresses] + found.protocol.to_bytes(4, "big") + length.to_bytes(4, "big")
+    value = checksum(bytes(pseudo) + data[found.start : found.end])
+    if not value and found.protocol == IPPROTO_UDP:
+        value = 0xFFFF  # 0 would mean that there is none
+    data[at : at + 2] = value.to_bytes(2, "big")
+    return bytes(data)
+
+
+def _ipv6_addresses(found: Transport) -> slice:
+    return slice(found.network + 8, found.network + 40)
+
+
+def checksum(data: bytes | bytearray) -> int:
+    """The Internet checksum (RFC 1071). 2^16 is 1 modulo 2^16 - 1, so the sum of all words is one division's rest."""
+    total = int.from_bytes(data, "big") << 8 * (len(data) & 1)
+    rest = total % 0xFFFF
+    return 0xFFFF if not total else 0xFFFF - rest if rest else 0
