@@ -15,6 +15,8 @@ from xenolith.abi.start_info import (
     SIF_INITDOMAIN,
     SIF_MOD_START_PFN,
     SIF_VIRT_P2M_4TOOLS,
+    XEN_VGATYPE_TEXT_MODE_3,
+    Dom0VgaConsoleInfo,
     StartInfo,
 )
 from xenolith.abi.types import PAGE_SHIFT, PAGE_SIZE, Mfn, Pfn, Vaddr
@@ -48,6 +50,10 @@ _READ_WRITE: Final = PAGE_PRESENT | PAGE_RW | PAGE_ACCESSED | PAGE_DIRTY
 U64Array = npt.NDArray[np.uint64]
 
 
+NO_DISPLAY: Final = Dom0VgaConsoleInfo(video_type=XEN_VGATYPE_TEXT_MODE_3).to_bytes()
+"""A display of no rows and no columns. Linux that is told of none at all drives one of 25 rows all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class PvSpec:
     """What a guest is to be started with.
@@ -55,7 +61,7 @@ class PvSpec:
     `memory_frames` frames of memory, all there from the start. `flags` are SIF_* (SIF_MOD_START_PFN and, as
     libxenguest does for all that it builds, SIF_VIRT_P2M_4TOOLS are added where they apply). A guest without
     SIF_INITDOMAIN gets a xenstore and a console ring page with the two event channel ports; one with it gets `vga`,
-    the bytes of a Dom0VgaConsoleInfo, if any. `nx` marks what holds no code as not executable, which every Xen allows
+    the bytes of a Dom0VgaConsoleInfo. `nx` marks what holds no code as not executable, which every Xen allows
     and an emulating engine rewards; without it everything is executable.
     """
 
@@ -66,7 +72,7 @@ class PvSpec:
     flags: int = 0
     store_port: int = 0
     console_port: int = 0
-    vga: bytes = b""
+    vga: bytes = NO_DISPLAY
     nx: bool = True
 
     @property
@@ -420,7 +426,7 @@ def _write_start_info(spec: PvSpec, layout: PvLayout, guest: _GuestMemory, share
     if layout.store_pfn is not None and layout.console_pfn is not None:
         info.store_mfn, info.store_evtchn = guest.mfn(layout.store_pfn), spec.store_port
         info.console.domU.mfn, info.console.domU.evtchn = guest.mfn(layout.console_pfn), spec.console_port
-    elif spec.vga:
+    else:
         info.console.dom0.info_off, info.console.dom0.info_size = StartInfo.sizeof(), len(spec.vga)
     info.pt_base, info.nr_pt_frames = layout.vaddr(layout.page_tables.pfn), layout.page_tables.frames
     info.mfn_list = layout.p2m_vaddr

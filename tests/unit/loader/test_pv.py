@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.loader.elf_maker import Load, Section, make_elf, pv_notes
-from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_MOD_START_PFN, SIF_PRIVILEGED, SIF_VIRT_P2M_4TOOLS, StartInfo
+from xenolith.abi.start_info import (
+    SIF_INITDOMAIN,
+    SIF_MOD_START_PFN,
+    SIF_PRIVILEGED,
+    SIF_VIRT_P2M_4TOOLS,
+    XEN_VGATYPE_TEXT_MODE_3,
+    Dom0VgaConsoleInfo,
+    StartInfo,
+)
 from xenolith.abi.types import PAGE_SIZE
 from xenolith.abi.x86_64 import PAGE_NX, PAGE_PRESENT, PAGE_RW, PTE_ADDR_MASK
 from xenolith.errors import UserError
@@ -198,8 +206,11 @@ def test_start_info_of_a_control_domain(read: Read) -> None:
 
 
 def test_a_control_domain_without_a_display(read: Read) -> None:
-    info = build_spec(PvSpec(read(linux()), 16 * MIB, flags=SIF_INITDOMAIN)).info
-    assert (info.console.dom0.info_off, info.console.dom0.info_size) == (0, 0)
+    guest = build_spec(PvSpec(read(linux()), 16 * MIB, flags=SIF_INITDOMAIN))
+    at, size = guest.info.console.dom0.info_off, guest.info.console.dom0.info_size
+    display = Dom0VgaConsoleInfo.from_bytes(guest.frame(guest.start.start_info_pfn)[at : at + size])
+    assert display.video_type == XEN_VGATYPE_TEXT_MODE_3
+    assert (display.u.text_mode_3.rows, display.u.text_mode_3.columns) == (0, 0)
 
 
 def test_registers(read: Read) -> None:
