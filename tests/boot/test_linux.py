@@ -33,8 +33,6 @@ section work; seq 1 5000 | sha256sum
 section end
 """
 _NUMBERS: Final = "".join(f"{number}\n" for number in range(1, 5001)).encode()
-_LOST_TICKS_S: Final = 10
-"""Until it switches to Xen's clock, Linux counts ticks, and loses those for which a busy host gives it no time."""
 _BANNER: Final = re.compile("Booting (paravirtualized )?kernel on Xen$", re.MULTILINE)
 _MAY_BE_EMPTY: Final = frozenset(("compilation/compile_date", "properties/buildid"))
 """Nothing is compiled, and so nothing has a build id."""
@@ -76,7 +74,7 @@ def test_a_debian_kernel(alias: str, role: str, kernel: Kernel, record: Record) 
     check_hypervisor(found)
     capabilities = found.text("capabilities")
     assert ("control_d" in capabilities) if role == CONTROL else (capabilities == "")
-    check_time(found)
+    check_time(found, ended.lines[0][0])
     assert found.lines("processors") == ["1", "1"]
     assert found.text("work").split()[0] == hashlib.sha256(_NUMBERS).hexdigest()
     assert "xenolith: exit status 0" in ended.output
@@ -95,14 +93,14 @@ def test_a_kernel_that_is_no_control_domain(alias: str, kernel: Kernel, record: 
         capabilities = ["control", "hardware", "console", "store"]
         cmdline = "console=ttyS0"
         memory = "512MiB"
-        exec = """echo on > /proc/sys/kernel/printk_devkmsg; for word in @@ $(uname -rv) $(ls /proc/xen); do
-            echo "$word" > /dev/kmsg; done"""
+        exec = """echo "@@ $(uname -r) $(uname -v)" > /dev/kmsg"""
         '''
     )
     ended = run("boot", machine)
     text = serial.read_text(errors="replace")
-    release = [line.split("] ", 1)[1] for line in text.partition("] @@")[2].splitlines()[1:]]
-    version = f"{release[0]} ({release[-8]} {release[-7]})" if len(release) > 8 else str(release)
+    found = re.search(r"\] @@ (\S+) .*?(\S+ \S+) \(", text)
+    assert found, f"{ended.log}\n{text}"
+    version = f"{found[1]} ({found[2]})"
     record(Row(alias, CONTROL, version, "poweroff", "built without CONFIG_XEN_DOM0, so it has no console"))
     assert ended.status == 3, ended.log
     assert "without telling" in ended.errors
@@ -134,10 +132,16 @@ def check_hypervisor(found: Sections) -> None:
     assert {name for name, value in values.items() if not value.strip()} <= _MAY_BE_EMPTY
 
 
-def check_time(found: Sections) -> None:
-    """The calendar is right, and a second lasts a second: by the guest's clock, and by the host's."""
-    now = time.time() - (time.monotonic() - found.arrival("date"))
-    assert abs(int(found.text("date")) - now) < _LOST_TICKS_S
+def check_time(found: Sections, begun: float) -> None:
+    """The calendar is right, and a second lasts a second: by the guest's clock, and by the host's.
+
+    Until it switches to Xen's clock, Linux counts ticks, and loses those for which a busy host gives it no time: it may
+    be late, but not by more than it has run since `begun` (the host's monotonic time, seconds).
+    """
+    arrived = found.arrival("date")
+    now = time.time() - (time.monotonic() - arrived)
+    assert -1 < now - int(found.text("date")) < 2 + arrived - begun
     before, after = (float(found.text(name).split()[0]) for name in ("before", "after"))
-    assert 0.99 <= after - before < 2
-    assert 0.99 <= found.arrival("after") - found.arrival("before") < 2.5
+    seconds = found.arrival("after") - found.arrival("before")
+    assert 0.99 <= seconds < 20
+    assert 0.99 <= after - before < seconds + 1
