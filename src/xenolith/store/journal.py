@@ -56,26 +56,21 @@ class Journal:
 
     def __init__(self, kept: bytearray) -> None:
         self._kept = kept
-        self._base = 0
-        """How many bytes the state at the beginning takes."""
+        self._limit = COMPACTED_BYTES
+        """How long it may become: the state at the beginning, and what the records may take."""
 
     @property
     def is_empty(self) -> bool:
         return not self._kept
 
     @property
-    def length(self) -> int:
-        """How many bytes the records take that came after the state."""
-        return len(self._kept) - self._base
-
-    @property
     def is_long(self) -> bool:
-        """Whether the records have become longer than the state is."""
-        return self.length > max(COMPACTED_BYTES, self._base)
+        """Whether the records take so much that it is worth while to write down the state again."""
+        return len(self._kept) > self._limit
 
     @property
     def is_very_long(self) -> bool:
-        return self.length > 4 * max(COMPACTED_BYTES, self._base)
+        return len(self._kept) > 4 * self._limit
 
     def append(self, kind: Kind, subject: int, data: bytes = b"") -> None:
         # One operation on the array: it has the record or has not, whatever interrupts the code.
@@ -84,7 +79,7 @@ class Journal:
     def begin(self, state: bytes) -> None:
         """Put a state in the place of all records."""
         self._kept[:] = _HEADER.pack(Kind.STATE, 0, len(state)) + state
-        self._base = len(self._kept)
+        self._limit_records(len(self._kept))
 
     def records(self) -> Iterator[Record]:
         """Every record, the first of them the state."""
@@ -95,4 +90,7 @@ class Journal:
             yield Record(kind, subject, bytes(self._kept[at : at + size]))
             at += size
             if kind == Kind.STATE:
-                self._base = at
+                self._limit_records(at)
+
+    def _limit_records(self, base: int) -> None:
+        self._limit = base + max(COMPACTED_BYTES, base // 4)

@@ -247,19 +247,29 @@ class Tree:
         Otherwise a new domain of that number would inherit both (domain_tree_remove, domain_adjust_node_perms).
         """
         changes: list[Change] = []
-        if self.nodes[domid]:
-            for path, node in list(self.walk()):
-                if path and node.owner == domid and (found := self.node(path)) is not None:
-                    changes += self._cut(path, found)
-        if self.named[domid]:
-            for path, node in list(self.walk()):
-                if any(named == domid for _, named in node.permissions[1:]):
-                    kept = (node.permissions[0], *(each for each in node.permissions[1:] if each.domid != domid))
-                    self._put(path, self._current(path)._replace(permissions=kept))
+        for path, node in self._likely(domid):
+            if not self.nodes[domid]:
+                break
+            if path and node.owner == domid and (found := self.node(path)) is not None:
+                changes += self._cut(path, found)
+        for path, node in self._likely(domid):
+            if not self.named[domid]:
+                break
+            if any(named == domid for _, named in node.permissions[1:]) and (found := self.node(path)) is not None:
+                kept = (found.permissions[0], *(each for each in found.permissions[1:] if each.domid != domid))
+                self._put(path, found._replace(permissions=kept))
         for counter in self.counters:
             if not counter[domid]:
                 del counter[domid]
         return changes
+
+    def _likely(self, domid: int) -> Iterator[tuple[Path, Node]]:
+        """Every node: those of a domain's home first, and once more."""
+        home = ("local", "domain", str(domid))
+        node = self.node(home)
+        if node is not None:
+            yield from self.walk(home, node)
+        yield from self.walk()
 
     def _current(self, path: Path) -> Node:
         node = self.node(path)
@@ -372,9 +382,9 @@ class Tree:
 
     # -- all of it ----------------------------------------------------------------------------------------------------
 
-    def walk(self) -> Iterator[tuple[Path, Node]]:
-        """Every node, each after its parent; brothers in the order in which they were made."""
-        waiting: list[tuple[Path, Node]] = [((), self.root)]
+    def walk(self, start: Path = (), node: Node | None = None) -> Iterator[tuple[Path, Node]]:
+        """Every node from one on as the tree is now, each after its parent; brothers in the order of their making."""
+        waiting: list[tuple[Path, Node]] = [(start, node or self.root)]
         while waiting:
             path, node = waiting.pop()
             yield path, node
@@ -382,25 +392,28 @@ class Tree:
 
     def dump(self) -> list[tuple[Any, ...]]:
         """The tree as plain data: level, name and fields of each node, in the order of `walk`."""
-        return [
-            (
-                len(path),
-                path[-1] if path else "",
-                node.value,
-                tuple(map(tuple, node.permissions)),
-                node.names_size,
-                node.stamp,
-            )
-            for path, node in self.walk()
-        ]
+        plain: dict[Permissions, tuple[tuple[str, int], ...]] = {}
+        dumped = []
+        waiting = [(0, "", self.root)]
+        while waiting:
+            level, name, (value, permissions, children, names_size, stamp) = waiting.pop()
+            if permissions not in plain:
+                plain[permissions] = tuple((letter, domid) for letter, domid in permissions)
+            dumped.append((level, name, value, plain[permissions], names_size, stamp))
+            if children:
+                waiting += [(level + 1, name, child) for name, child in reversed(children.items())]
+        return dumped
 
     @classmethod
     def load(cls, nodes: Iterable[tuple[Any, ...]], stamps: Stamps) -> Tree:
         """The tree of which `dump` made that data."""
         tree = cls(0, stamps)
         spine: list[Node] = []
-        for level, name, value, permissions, names_size, stamp in nodes:
-            node = Node(value, tuple(Permission(*each) for each in permissions), {}, names_size, stamp)
+        known: dict[tuple[tuple[str, int], ...], Permissions] = {}
+        for level, name, value, plain, names_size, stamp in nodes:
+            if plain not in known:
+                known[plain] = tuple(Permission(*each) for each in plain)
+            node = Node(value, known[plain], {}, names_size, stamp)
             del spine[level:]
             spine.append(node)
             if level:

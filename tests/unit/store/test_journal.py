@@ -458,3 +458,30 @@ def test_an_introduction_that_was_interrupted_is_tried_again() -> None:
     answers = messages(again.connections[2].peek(100))
     assert [(answer.type, answer.req_id) for answer in answers] == [(XS_INTRODUCE, 9)]
     assert XS_ERROR not in [answer.type for answer in answers]
+
+
+def test_a_shortened_journal_keeps_what_waits_and_what_is_begun() -> None:
+    kept = bytearray()
+    store = Store(OWNER, kept=kept)
+    one, writer = guest(store, 5), tools(store)
+    one.watch("data", "t")
+    one.events()
+    writer.write("/local/domain/5/data/a", "x")
+    writer.write("/local/domain/5/data/b", "x")
+    store.sent(one.connection, 5)
+    store.receive(one.connection, Message(XS_READ, 3, 0, b"data\0").encode()[:18])
+    store._journal.begin(store._dump())
+
+    again = Store(OWNER, kept=kept)
+    there, rest = again.connections[5], bytearray(5)
+    assert there.waiting_bytes == one.connection.waiting_bytes
+    again.request(XS_WRITE, b"/local/domain/5/data/b\0y")
+    again.receive(there, Message(XS_READ, 3, 0, b"data\0").encode()[18:])
+    while data := there.peek(1000):
+        again.sent(there, len(data))
+        rest += data
+    assert rest.count(b"data/b\0t\0") == 1
+    assert rest.endswith(Message(XS_READ, 3, 0, b"").encode())
+    assert there.waiting_bytes == 0
+    again.request(XS_WRITE, b"/local/domain/5/data/b\0z")
+    assert there.waiting_bytes, "what was told before is told anew"
