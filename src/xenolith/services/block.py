@@ -120,7 +120,7 @@ class Disk:
             "max-ring-page-order": _MAX_RING_ORDER,
             "max-ring-pages": 1 << _MAX_RING_ORDER,
             "feature-max-indirect-segments": MAX_INDIRECT_SEGMENTS,
-            "feature-persistent": 1,
+            "feature-persistent": int(_KEPT_PAGES > 0),
             **await self._features(),
             **await self._properties(),
         }
