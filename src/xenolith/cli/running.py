@@ -16,6 +16,7 @@ import click
 from xenolith.errors import UserError
 
 if TYPE_CHECKING:
+    from xenolith.cpu.engine import Engine
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.observe.report import Symbols
     from xenolith.toolstack.config import DomainConfig, MachineConfig
@@ -97,6 +98,7 @@ def run_machine(
     names = Symbols.read(symbols) if symbols is not None else Symbols()
     with progress_bar() as progress:
         session = Session(config, _writer(output.fileno()), progress, place)
+    warn_of_engine(session.machine.engine)
     signals: list[int] = []
 
     def leave(number: int) -> None:
@@ -118,6 +120,16 @@ def run_machine(
         session.close()
     _tell(outcome, names, as_json)
     return outcome.status
+
+
+def warn_of_engine(engine: Engine) -> None:
+    """Say on standard error what this engine cannot be relied on for."""
+    if not engine.preemptible:
+        click.echo(
+            "xenolith: warning: with this build of Unicorn a guest that spins cannot be stopped;"
+            " unicorn==2.1.4 from PyPI can do it",
+            err=True,
+        )
 
 
 def _writer(fd: int) -> Callable[[bytes], None]:

@@ -101,6 +101,8 @@ class Engine(Protocol):
     """A physical processor that runs one `Cpu` at a time."""
 
     name: str
+    preemptible: bool
+    """Whether `kick` stops a guest wherever it is, and not only at its next exit."""
 
     def create_cpu(self) -> Cpu: ...
     def switch_to(self, cpu: Cpu) -> None:

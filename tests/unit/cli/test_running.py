@@ -1,0 +1,21 @@
+"""What the verbs that run guests say of the engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenolith.cli.running import warn_of_engine
+from xenolith.cpu import unicorn
+from xenolith.machine.ram import Ram
+
+
+@pytest.mark.parametrize("size", [None, 0x8000])
+def test_an_engine_that_cannot_preempt_is_warned_of(
+    size: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if size is not None:  # too small to find the processor's class in
+        monkeypatch.setattr(unicorn, "_PROCESSOR_SIZE", size)
+    warn_of_engine(unicorn.UnicornEngine(Ram(1 << 20)))
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == (size is not None)
+    assert ("a guest that spins cannot be stopped" in warning) == (size is not None)
