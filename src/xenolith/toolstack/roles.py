@@ -29,8 +29,11 @@ _IMPLIED_NEEDS: Final = {
 }
 _BUILDER_TABLES: Final = 160
 """L1 tables for what a builder maps of a new guest at once: 320 MiB."""
+_BLOCK_TABLES: Final = 32
+"""L1 tables for the pages of all guests' disks that are mapped at once: 64 MiB."""
 _TABLES: Final = 4
 _PAGES: Final = 32
+_TABLES_OF: Final = {"builder": _BUILDER_TABLES, "block": _BLOCK_TABLES}
 
 
 def implied_services(names: tuple[str, ...]) -> DomainConfig:
@@ -69,7 +72,7 @@ class Roles:
         services = tuple(
             self._factories[name] for name in sorted(config.services, key=_store_first) if name in self._factories
         )
-        tables = _BUILDER_TABLES if "builder" in config.services else _TABLES
+        tables = max((_TABLES_OF.get(name, _TABLES) for name in config.services), default=_TABLES)
         pages = NET_PAGES if "net" in config.services else _PAGES
         return Role(config.name, config.capabilities, services, page_count=pages, window_tables=tables)
 
