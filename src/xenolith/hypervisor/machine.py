@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from xenolith.abi.errno import ESRCH, XenError
-from xenolith.abi.event_channel import VIRQ_DOM_EXC
+from xenolith.abi.event_channel import VIRQ_CON_RING, VIRQ_DOM_EXC
 from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor import hypercalls
+from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.contexts import Contexts
 from xenolith.hypervisor.cpuid import CpuidPolicy
 from xenolith.hypervisor.crash import CrashReport, describe
@@ -100,7 +101,8 @@ class Hypervisor:
         self.machine_map: list[tuple[int, int, int]] = []
         self._add_memory()
         self.memory = GuestMemory(self.frames)
-        self.policy = Policy(lambda text: self.publish("refused", text=text))
+        self.log = ConsoleRing()
+        self.policy = Policy(self._note_forbidden)
         self.pagetables = PageTables(self.frames, self.memory, self.domains)
         self.descriptors = DescriptorTables(self.frames, self.memory)
         self.xenspace = XenSpace(self.frames)
@@ -186,7 +188,8 @@ class Hypervisor:
 
     def timers_changed(self) -> None:
         """A timer of the running vCPU was set: the engine must be stopped in time for it."""
-        self.host.arm(self._deadline(self.traps.current))
+        if self.traps.current is not None:
+            self.host.arm(self._deadline(self.traps.current))
 
     def run_at_most(self, duration_ns: int) -> None:
         """The running vCPU is stopped when it has run so long from now, if it was not to be earlier."""
@@ -216,8 +219,19 @@ class Hypervisor:
             if self.subscribers:
                 self.publish("error", vcpu=repr(vcpu), hypercall=number, error=str(error))
 
+    def _note_forbidden(self, text: str) -> None:
+        self.say(text)
+        self.publish("refused", text=text)
+
+    def say(self, text: str) -> None:
+        """Write a line to the hypervisor's log."""
+        self.log.write(text)
+        raise_global_virq(self, VIRQ_CON_RING)
+
     def console_write(self, domain: Domain, data: bytes) -> None:
-        """A domain writes to the hypervisor's console."""
+        """A domain writes to the hypervisor's console; what others than its owner print is in the log as well."""
+        if not domain.can(Capability.CONSOLE):
+            self.log.write_guest(domain.domid, data)
         self.console_sink(domain, data)
 
     def console_read(self, limit: int) -> bytes:
@@ -345,6 +359,7 @@ class Hypervisor:
         """Switch the machine off, or reboot it: "off", "reboot" or "crash"."""
         if self.power_action is None:
             self.power_action = action
+            self.say(f"power: {action}")
         self.reschedule = True
         self.engine.stop()
 
@@ -354,6 +369,7 @@ class Hypervisor:
         if domain.shutdown_code is None:
             domain.crash_reason = reason
             domain.crash_report = describe(self, vcpu, reason)
+            self.say(f"domain {domain.domid} crashed on vCPU {vcpu.vcpu_id}: {reason}")
             self.publish("crash", domid=domain.domid, vcpu=vcpu.vcpu_id, reason=reason)
         self.shutdown(domain, SHUTDOWN_crash)
         self.engine.stop()
@@ -395,6 +411,7 @@ class Hypervisor:
         """What came from outside and what time has brought; all of it may be the end of a domain or of the machine."""
         self.host.poll()
         self.timekeeping.expire()
+        self.scheduler.replenish()
         if self.pc is not None and (due := self.pc.deadline()) is not None and due <= self.now_ns():
             self.pc.poll()
         self._bite()
@@ -417,16 +434,19 @@ class Hypervisor:
                 self.shutdown(domain, SHUTDOWN_watchdog)
 
     def _outer_deadline(self) -> int | None:
-        deadlines = [self.timekeeping.next_deadline(), self.pc.deadline() if self.pc is not None else None]
+        deadlines = [
+            self.timekeeping.next_deadline(),
+            self.scheduler.next_replenishment(),
+            self.pc.deadline() if self.pc is not None else None,
+        ]
         deadlines += [dog for domain in self.domains.values() for dog in domain.watchdogs if dog]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _deadline(self, vcpu: Vcpu) -> int | None:
-        deadline = self._outer_deadline()
+        deadlines = [self._outer_deadline(), self.scheduler.budget_end(vcpu)]
         if self.scheduler.others_wait(vcpu):
-            slice_end = self.now_ns() + SLICE_NS
-            return slice_end if deadline is None else min(deadline, slice_end)
-        return deadline
+            deadlines.append(self.now_ns() + SLICE_NS)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _run_vcpu(self, vcpu: Vcpu) -> None:
         started = self.now_ns()

@@ -45,7 +45,8 @@ class StoreService:
         self.store = Store(context.kernel.domid, kept=kept, rim=self)
         self.store.log = context.log
         for connection in self.store.introduced:
-            self._serve_again(connection)
+            if connection.domid != self._kernel.domid:  # our own client starts again with us
+                self._serve_again(connection)
         self._kernel.bind_virq(VIRQ_DOM_EXC, self._sweep)
 
     async def start(self) -> None:
@@ -108,6 +109,8 @@ class StoreService:
     def _serve_again(self, connection: Connection) -> None:
         """The code before this one served the domain."""
         domid = connection.domid
+        if domid == self._kernel.domid:
+            return  # its other end has gone with the code, and is introduced anew
         if domid not in self._ends and connection.ring is not None:
             try:
                 self.bind(domid, *connection.ring)
