@@ -280,7 +280,7 @@ class DroppedStore(RuleBasedStateMachine):
         self.mortal.store.check()
 
 
-DroppedStore.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+DroppedStore.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestDroppedStore = DroppedStore.TestCase
 
 

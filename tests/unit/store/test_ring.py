@@ -162,8 +162,10 @@ def test_a_guest_that_does_not_read_is_asked_no_more_and_keeps_its_events_bounde
     served.guest.push()
     served.ring.service()
     writer = tools(served.store)
-    for number in range(40_000):
-        writer.write(f"/local/domain/5/a/{number % 20_000:-<200}", "x")
+    served.store.limits["memory"] = 50_000
+    for number in range(600):
+        writer.write(f"/local/domain/5/a/{number:-<200}", "x")
+    assert served.connection.waiting_bytes > 40_000
     assert served.connection.waiting_bytes <= served.connection.quotas["memory"]
     for number in range(200):
         served.ask(XS_READ, b"a\0", number)
