@@ -26,6 +26,7 @@ _NO_LINKS = "Xenolith's PC has no device that uses a PCI interrupt line."
 
 REASONS: Final[tuple[Reason, ...]] = (
     Reason(r"^(audit: type=|sched_clock: Marking|node 0 deferred pages|rtc_cmos .*setting system clock)", _TIMES),
+    Reason(r"^clocksource: Long readout interval", "Comes and goes: the host was busy with other things for a second."),
     Reason(
         r"^(Kernel c|C)ommand line: ",
         "With one vCPU Xenolith adds noreplace-smp: patching out lock prefixes would take longer than they cost.",
@@ -71,11 +72,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(r"^AGP: ", "Linux looks for the bridge on an AMD processor only; Xenolith's is none."),
     Reason(r"^x86/fpu: |max sigframe size", "Without AVX the engine needs no XSAVE, and the frames are smaller."),
     Reason(
-        r"VDSO_CLOCKMODE_PVCLOCK",
-        "VCPUOP_register_vcpu_time_memory_area answers ENOSYS; programs read the time by a system call, or by the TSC.",
-    ),
-    Reason(
-        r"^xen:grant_table: Grant tables using",
-        "Linux takes version 2 where machine addresses may be wider than 44 bits (CPUID leaf 0x40000005).",
+        r"^Console: colour",
+        "Neither machine has a display. Xenolith says so to Linux; real Xen says nothing, and Linux drives one.",
     ),
 )
