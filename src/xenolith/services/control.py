@@ -195,7 +195,7 @@ class Control:
         found = self._do(self._domctl(XEN_DOMCTL_getdomaininfo, domid)).u.getdomaininfo
         if found.domain != domid:
             raise XenError(ESRCH, f"domain {domid} does not exist")
-        return _info(found)
+        return info_from(found)
 
     # -- the machine --------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class Control:
                 wanted.max_domains, wanted.buffer = _INFOS, place.vaddr
                 count = self._do_sysctl(argument).u.getdomaininfolist.num_domains
                 data = bytes(place.view)
-            found += [_info(XenDomctlGetdomaininfo.from_bytes(data[at * size :])) for at in range(count)]
+            found += [info_from(XenDomctlGetdomaininfo.from_bytes(data[at * size :])) for at in range(count)]
             if count < _INFOS:
                 return found
 
@@ -350,7 +350,8 @@ class Control:
         return argument.port
 
 
-def _info(found: XenDomctlGetdomaininfo) -> DomainInfo:
+def info_from(found: XenDomctlGetdomaininfo) -> DomainInfo:
+    """What the hypervisor's answer says."""
     return DomainInfo(
         domid=found.domain,
         handle=uuid.UUID(bytes=bytes(found.handle)),

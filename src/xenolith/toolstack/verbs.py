@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from xenolith.abi.errno import XenError, name
+from xenolith.abi.vcpu import RUNSTATE_running
 from xenolith.errors import UserError
 from xenolith.services.control import DomainInfo
 from xenolith.services.tasks import Future
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from xenolith.toolstack.machine import Machine
 
 _MIB: Final = 1 << 20
+_LOG_BYTES: Final = 1 << 20
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TOLD: Final = ("create", "start", "shutdown", "crash", "destroy", "service", "refused", "bug", "unimplemented")
 _REASONS: Final = {0: "poweroff", 1: "reboot", 2: "suspend", 3: "crash", 4: "watchdog", 5: "soft reset"}
@@ -77,17 +79,19 @@ class Verbs:
     async def list(self, conversation: Conversation, arguments: Message) -> Any:
         wanted = arguments.get("domain")
         only = None if wanted is None else self._domid(str(wanted))
-        return [self._row(info) for info in self._toolstack.control.all_info() if only is None or info.domid == only]
+        return [self._row(self._hv.domains[domid]) for domid in sorted(self._hv.domains) if only in (None, domid)]
 
-    def _row(self, info: DomainInfo) -> Message:
-        domain = self._hv.domains[info.domid]
+    def _row(self, domain: Domain) -> Message:
+        found = XenDomctlGetdomaininfo()
+        fill_info(self._hv, domain, found)
+        info = info_from(found)
         native = bool(domain.vcpus) and domain.vcpus[0].native is not None
         return {
             "name": self._name_of(info.domid),
             "domid": info.domid,
             "memory_mib": -(-info.frames * 4096 // _MIB),
             "vcpus": info.vcpus_online if not native else 1,
-            "state": _state(info),
+            "state": "-b----" if native else _state(info),
             "time_s": info.cpu_time_ns / 1e9,
             "uuid": str(info.handle),
             "native": native,
@@ -100,14 +104,13 @@ class Verbs:
         return self._name_of(self._domid(str(arguments["domain"])))
 
     async def info(self, conversation: Conversation, arguments: Message) -> Any:
-        toolstack, found = self._toolstack, self._toolstack.control.machine_info()
+        frames = self._hv.frames
         return {
             "machine": self._name,
-            "nr_cpus": found.nr_cpus,
-            "cpu_mhz": found.cpu_khz // 1000,
-            "total_memory_mib": found.total_pages * 4096 // _MIB,
-            "free_memory_mib": found.free_pages * 4096 // _MIB,
-            "domains": len(toolstack.control.all_info()),
+            "nr_cpus": 1,
+            "total_memory_mib": sum(length for _, length, kind in self._hv.machine_map if kind == 1) // _MIB,
+            "free_memory_mib": frames.free_frames * 4096 // _MIB,
+            "domains": len(self._hv.domains),
             "xen_version": "4.17",
             "xen_scheduler": "credit2",
             "engine": self._machine.engine.name,
@@ -116,11 +119,13 @@ class Verbs:
         }
 
     async def dmesg(self, conversation: Conversation, arguments: Message) -> Any:
-        return self._toolstack.control.log(clear=bool(arguments.get("clear"))).decode("latin-1")
+        text, _ = self._hv.log.read(_LOG_BYTES, clear=bool(arguments.get("clear")))
+        return text.decode("latin-1")
 
     async def uptime(self, conversation: Conversation, arguments: Message) -> Any:
         now, rows = self._hv.now_ns(), []
-        created = {guest.domid: guest.created_ns for guest in self._toolstack.guests.values()}
+        toolstack = self._machine.toolstack
+        created = {guest.domid: guest.created_ns for guest in toolstack.guests.values()} if toolstack else {}
         for domid in sorted(self._hv.domains):
             seconds = (now - created.get(domid, 0)) / 1e9
             rows.append({"name": self._name_of(domid), "domid": domid, "uptime_s": seconds})
@@ -129,25 +134,19 @@ class Verbs:
     async def vcpu_list(self, conversation: Conversation, arguments: Message) -> Any:
         wanted = arguments.get("domain")
         only = None if wanted is None else self._domid(str(wanted))
-        control, rows = self._toolstack.control, []
-        for info in control.all_info():
-            if only is not None and info.domid != only:
-                continue
-            for number in range(info.max_vcpu_id + 1):
-                found = control.vcpu_info(info.domid, number)
-                state = "r--" if found.running else "-b-" if found.blocked else "---"
-                rows.append(
-                    {
-                        "name": self._name_of(info.domid),
-                        "domid": info.domid,
-                        "vcpu": number,
-                        "cpu": found.cpu if found.online else None,
-                        "state": state if found.online else "--p",
-                        "time_s": found.cpu_time / 1e9,
-                        "affinity": "all / all",
-                    }
-                )
-        return rows
+        vcpus = [vcpu for vcpu in self._hv.all_vcpus() if only in (None, vcpu.domain.domid) and vcpu.native is None]
+        return [
+            {
+                "name": self._name_of(vcpu.domain.domid),
+                "domid": vcpu.domain.domid,
+                "vcpu": vcpu.vcpu_id,
+                "cpu": None if vcpu.down else 0,
+                "state": "--p" if vcpu.down else "-b-" if vcpu.blocked else "r--",
+                "time_s": self._hv.timekeeping.time_in(vcpu, RUNSTATE_running) / 1e9,
+                "affinity": "all / all",
+            }
+            for vcpu in vcpus
+        ]
 
     async def policy(self, conversation: Conversation, arguments: Message) -> Any:
         rows = []
@@ -232,21 +231,27 @@ class Verbs:
         self._toolstack.update_config(self._guest(arguments), pickle.loads(base64.b64decode(arguments["config"])))
 
     async def sched_credit2(self, conversation: Conversation, arguments: Message) -> Any:
-        control, rows = self._toolstack.control, []
-        domids = [info.domid for info in control.all_info()]
-        if arguments.get("domain") is not None:
-            domids = [self._domid(str(arguments["domain"]))]
-        for domid in domids:
-            weight, cap = control.scheduling(domid)
-            if arguments.get("weight") is not None or arguments.get("cap") is not None:
-                weight = int(arguments["weight"]) if arguments.get("weight") is not None else weight
-                cap = int(arguments["cap"]) if arguments.get("cap") is not None else cap
-                try:
-                    control.set_scheduling(domid, weight, cap)
-                except XenError as error:
-                    raise UserError(f"weight {weight} and cap {cap} cannot be had: {error}") from None
-            rows.append({"name": self._name_of(domid), "domid": domid, "weight": weight, "cap": cap})
-        return rows
+        wanted = arguments.get("domain")
+        only = None if wanted is None else self._domid(str(wanted))
+        if arguments.get("weight") is not None or arguments.get("cap") is not None:
+            self._set_scheduling(self._guest(arguments), arguments)
+        domains = [self._hv.domains[domid] for domid in sorted(self._hv.domains) if only in (None, domid)]
+        return [
+            {"name": self._name_of(each.domid), "domid": each.domid, "weight": each.weight, "cap": each.cap}
+            for each in domains
+        ]
+
+    def _set_scheduling(self, guest: Guest, arguments: Message) -> None:
+        control = self._toolstack.control
+        weight, cap = control.scheduling(guest.domid)
+        weight = weight if arguments.get("weight") is None else int(arguments["weight"])
+        cap = cap if arguments.get("cap") is None else int(arguments["cap"])
+        try:
+            control.set_scheduling(guest.domid, weight, cap)
+        except (XenError, OverflowError, ValueError):
+            raise UserError(
+                f"{guest.name} cannot have weight {weight} and cap {cap}", "a weight is 1 to 65535, a cap 0 to 100"
+            ) from None
 
     # -- consoles -----------------------------------------------------------------------------------------------------
 
