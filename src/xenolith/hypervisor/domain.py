@@ -73,6 +73,10 @@ class Domain:
     vm_assist: int = 0
     time_offset_s: int = 0
     weight: int = 256
+    cap: int = 0
+    """The most that the domain may have of the processor, in percent; 0 for all."""
+    budget_ns: int = 0
+    """Of a domain with a cap: how long it may still run in this period of the scheduler's."""
     is_debugged: bool = False
     emulation_flags: int = 0
     misc_flags: int = 0

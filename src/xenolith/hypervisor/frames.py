@@ -72,6 +72,8 @@ class FrameTable:
         self.stale_epoch = self.stale_epochs.data
         self.epoch = 1
         self.free_frames = 0
+        self.ram_frames = 0
+        """How many frames are memory, free or not."""
         self._pool: list[int] = []
         self._cursor = 0
         self.validate: Callable[[int, int], None] = lambda mfn, kind: None
@@ -89,6 +91,7 @@ class FrameTable:
         """Frames `first` to `first + count - 1` are memory that may be given out."""
         self.owners[first : first + count] = NOBODY
         self.free_frames += count
+        self.ram_frames += count
 
     def allocate(self, domid: int, count: int) -> list[int]:
         """Take `count` frames, in ascending order where they are free so, and make `domid` their owner.

@@ -228,6 +228,7 @@ class Lifecycle:
         del hv.domains[domain.domid]
         hv.forget_cpuid(domain)
         hv.policy.forget(domain.domid)
+        hv.log.forget(domain.domid)
         for other in hv.domains.values():
             if other.targets is not None:
                 other.targets -= {domain.domid}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from xenolith.abi.vcpu import RUNSTATE_running
 from xenolith.hypervisor.vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from xenolith.hypervisor.domain import Domain
     from xenolith.hypervisor.machine import Hypervisor
 
 SLICE_NS: Final = 2_000_000
@@ -15,6 +17,8 @@ SLICE_NS: Final = 2_000_000
 _SLEEPER_BONUS_NS: Final = 1_000_000
 """How far behind the others a vCPU that wakes may at most be."""
 _DEFAULT_WEIGHT: Final = 256
+PERIOD_NS: Final = 10_000_000
+"""How long a domain with a cap may at most have to wait for its next share, as with credit2."""
 
 
 class Scheduler:
@@ -23,12 +27,16 @@ class Scheduler:
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
         self._floor_ns = 0
+        self.busy_ns = 0
+        """How long vCPUs have run since power-on."""
+        self._capped: WeakSet[Domain] = WeakSet()
+        self._period_end_ns = 0
 
     def pick(self) -> Vcpu | None:
         """The runnable vCPU that has had the least."""
         best: Vcpu | None = None
         for vcpu in self._hv.all_vcpus():
-            if vcpu.runnable and (best is None or vcpu.vruntime_ns < best.vruntime_ns):
+            if _wants(vcpu) and (best is None or vcpu.vruntime_ns < best.vruntime_ns):
                 best = vcpu
         if best is not None:
             self._floor_ns = max(self._floor_ns, best.vruntime_ns)
@@ -36,7 +44,7 @@ class Scheduler:
 
     def others_wait(self, vcpu: Vcpu) -> bool:
         """Whether anybody else could run now."""
-        return any(other.runnable for other in self._hv.all_vcpus() if other is not vcpu)
+        return any(_wants(other) for other in self._hv.all_vcpus() if other is not vcpu)
 
     def woken(self, vcpu: Vcpu) -> None:
         """A vCPU that waited does not run for all the time that it missed, and goes before one that did not wait."""
@@ -44,13 +52,51 @@ class Scheduler:
 
     def yielded(self, vcpu: Vcpu) -> None:
         """Everybody else who wants to may go first."""
-        waiting = [other.vruntime_ns for other in self._hv.all_vcpus() if other.runnable and other is not vcpu]
+        waiting = [other.vruntime_ns for other in self._hv.all_vcpus() if _wants(other) and other is not vcpu]
         if waiting:
             vcpu.vruntime_ns = max(vcpu.vruntime_ns, max(waiting) + 1)
             self._hv.reschedule = True
 
     def account(self, vcpu: Vcpu, ran_ns: int) -> None:
         vcpu.vruntime_ns += ran_ns * _DEFAULT_WEIGHT // vcpu.domain.weight
+        vcpu.domain.budget_ns -= ran_ns if vcpu.domain.cap else 0
+        self.busy_ns += ran_ns
+
+    # -- caps ---------------------------------------------------------------------------------------------------------
+
+    def set_cap(self, domain: Domain, percent: int) -> None:
+        """Let the domain have so much of the processor in each period; 0 for as much as it can get."""
+        domain.cap = percent
+        domain.budget_ns = _budget(domain)
+        (self._capped.add if percent else self._capped.discard)(domain)
+        self._hv.reschedule = True
+
+    def replenish(self) -> None:
+        """Give the domains with a cap their time of a new period, less what they took too much in the last."""
+        now = self._hv.now_ns()
+        if not self._capped or now < self._period_end_ns:
+            return
+        self._period_end_ns = now + PERIOD_NS
+        for domain in self._capped:
+            domain.budget_ns = min(domain.budget_ns + _budget(domain), _budget(domain))
+
+    def next_replenishment(self) -> int | None:
+        """The system time at which a domain that has used up its time gets new; None if none has."""
+        spent = any(domain.budget_ns <= 0 and not domain.is_dying for domain in self._capped)
+        return self._period_end_ns if spent else None
+
+    def budget_end(self, vcpu: Vcpu) -> int | None:
+        """The system time at which a vCPU that runs from now on has used up its domain's time; None for never."""
+        return self._hv.now_ns() + vcpu.domain.budget_ns if vcpu.domain.cap else None
 
     def enter(self, vcpu: Vcpu) -> None:
         self._hv.timekeeping.set_runstate(vcpu, RUNSTATE_running)
+
+
+def _wants(vcpu: Vcpu) -> bool:
+    """Whether a vCPU can run and its domain has not used up its time."""
+    return vcpu.runnable and (not vcpu.domain.cap or vcpu.domain.budget_ns > 0)
+
+
+def _budget(domain: Domain) -> int:
+    return PERIOD_NS * domain.cap // 100

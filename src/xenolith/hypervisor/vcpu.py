@@ -66,6 +66,8 @@ class Vcpu:
     poll_ports: tuple[int, ...] = ()
     poll_deadline_ns: int = 0
     pause_count: int = 0
+    soft_affinity: int = 1
+    """A bitmap of the processors on which it should run."""
 
     kernel_mode: bool = True
     kernel_root: int = 0

@@ -6,6 +6,7 @@ from typing import Final
 FAMILIES: Final = (
     "console_io",
     "cpu",
+    "cpu_policy",
     "domctl",
     "domctl_life",
     "domctl_refused",
@@ -21,6 +22,8 @@ FAMILIES: Final = (
     "physdev",
     "platform",
     "sched",
+    "scheduling",
+    "sysctl",
     "version",
     "vm_assist",
     "xenpmu",
