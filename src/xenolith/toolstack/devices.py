@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from xenolith.errors import UserError
 from xenolith.toolstack.disks import Disk
 from xenolith.toolstack.guest_config import GuestConfig
-from xenolith.toolstack.nics import Nic
+from xenolith.toolstack.nics import DEFAULT_MTU, USER_MTU, Nic
 from xenolith.toolstack.records import DeviceRecord
 from xenolith.toolstack.shares import Share
 
@@ -63,8 +63,9 @@ class Devices(NamedTuple):
 
     def nic(self, nic: Nic) -> DeviceRecord:
         assert nic.devid is not None
-        front: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": nic.mtu or 1500}
-        back: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": nic.mtu or 1500, "type": "vif"}
+        mtu = nic.mtu or (USER_MTU if nic.user else DEFAULT_MTU)
+        front: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": mtu}
+        back: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": mtu, "type": "vif"}
         optional = {
             "bridge": nic.bridge,
             "vifname": nic.vifname,

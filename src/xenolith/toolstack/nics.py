@@ -16,6 +16,9 @@ from xenolith.toolstack.values import located, parse_number, parse_truth
 DEFAULT_BRIDGE: Final = "xenbr0"
 """The name that xl gives the switch that nobody has named."""
 DEFAULT_INTERVAL_US: Final = 50_000
+DEFAULT_MTU: Final = 1500
+USER_MTU: Final = 65520
+"""With user-mode networking, which has no wire: as much as passt(1) takes, for the fewest packets."""
 IGNORED: Final = ("script", "model", "gatewaydev", "netdev", "accel")
 PARAMETERS: Final = (
     "mac",
