@@ -215,7 +215,7 @@ class Store:
 
     def _record(self, kind: Kind, subject: int, data: bytes = b"") -> None:
         self._journal.append(kind, subject, data)
-        _APPLY[kind](self, subject, data)
+        _APPLY[kind.value](self, subject, data)
         if self._journal.is_long:
             self._shorten()
 
@@ -424,14 +424,17 @@ class Store:
 
 
 _APPLY: Final[dict[int, Callable[[Store, int, bytes], None]]] = {
-    Kind.RECEIVED: Store._apply_received,
-    Kind.SENT: Store._apply_sent,
-    Kind.INTRODUCED: Store._apply_introduced,
-    Kind.OPENED: Store._apply_opened,
-    Kind.CLOSED: Store._apply_closed,
-    Kind.RECONNECTED: Store._apply_reconnected,
-    Kind.FAILED: Store._apply_failed,
-    Kind.GONE: Store._apply_gone,
-    Kind.SHUT_DOWN: Store._apply_shut_down,
-    Kind.PRIVILEGED: Store._apply_privileged,
+    int(kind): apply
+    for kind, apply in (
+        (Kind.RECEIVED, Store._apply_received),
+        (Kind.SENT, Store._apply_sent),
+        (Kind.INTRODUCED, Store._apply_introduced),
+        (Kind.OPENED, Store._apply_opened),
+        (Kind.CLOSED, Store._apply_closed),
+        (Kind.RECONNECTED, Store._apply_reconnected),
+        (Kind.FAILED, Store._apply_failed),
+        (Kind.GONE, Store._apply_gone),
+        (Kind.SHUT_DOWN, Store._apply_shut_down),
+        (Kind.PRIVILEGED, Store._apply_privileged),
+    )
 }
