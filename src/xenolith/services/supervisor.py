@@ -68,7 +68,7 @@ class Supervisor:
         self._hv = hv
         self._outside = outside
         self._directory = directory
-        self._log = log
+        self.log = log
         self.running: dict[str, Running] = {}
 
     @property
@@ -93,7 +93,7 @@ class Supervisor:
         running.starts += 1
         running.started_ns = self._hv.now_ns()
         client = StoreClient(kernel, self.store.kernel.domid)
-        context = Context(kernel, running.tasks, client, running.host, self._log, self._directory)
+        context = Context(kernel, running.tasks, client, running.host, self.log, self._directory)
         running.services = [factory(context) for factory in running.role.services]
         for service in running.services:
             if not running.is_up:
@@ -125,7 +125,7 @@ class Supervisor:
         running.failures += 1
         running.last_failure = "killed" if error is None else "".join(traceback.format_exception(error))
         reason = "killed" if error is None else f"failed: {error!r}"
-        self._log(f"service {running.role.name} {reason}; it is started again")
+        self.log(f"service {running.role.name} {reason}; it is started again")
         self._hv.publish("service", name=running.role.name, domid=running.kernel.domid, reason=reason)
         self._drop_code(running)
         running.kernel.at(now + running.pause_ns, lambda: self._start_code(running))

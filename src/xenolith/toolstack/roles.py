@@ -11,6 +11,7 @@ from xenolith.services.hardware import HardwareService
 from xenolith.services.net import PAGES as NET_PAGES
 from xenolith.services.net import NetService
 from xenolith.services.network.networks import Networks
+from xenolith.services.ninepfs import NinePfsService
 from xenolith.services.service import Context, Factory, Service
 from xenolith.services.store import StoreService
 from xenolith.services.supervisor import Role, Supervisor
@@ -31,9 +32,11 @@ _BUILDER_TABLES: Final = 160
 """L1 tables for what a builder maps of a new guest at once: 320 MiB."""
 _BLOCK_TABLES: Final = 32
 """L1 tables for the pages of all guests' disks that are mapped at once: 64 MiB."""
+_SHARE_TABLES: Final = 16
+"""L1 tables for the rings of all guests' shared directories: 32 MiB."""
 _TABLES: Final = 4
 _PAGES: Final = 32
-_TABLES_OF: Final = {"builder": _BUILDER_TABLES, "block": _BLOCK_TABLES}
+_TABLES_OF: Final = {"builder": _BUILDER_TABLES, "block": _BLOCK_TABLES, "9p": _SHARE_TABLES}
 
 
 def implied_services(names: tuple[str, ...]) -> DomainConfig:
@@ -54,7 +57,7 @@ class Roles:
         self._networks = Networks()
         self._owners: dict[str, str] = {}
         self.toolstack: Toolstack | None = None
-        self._own_tasks = Tasks(_raise)
+        self._own_tasks = Tasks(lambda error: supervisor.log(f"a command failed: {error!r}"))
         self._devices = Devices(self.domid_of_service, self._domid_of)
         self.require = self._devices.required
         self._factories: dict[str, Factory] = {
@@ -64,6 +67,7 @@ class Roles:
             "hardware": HardwareService,
             "block": BlockService,
             "net": lambda context: NetService(context, self._networks),
+            "9p": NinePfsService,
         }
 
     def role(self, config: DomainConfig) -> Role:
@@ -106,10 +110,6 @@ class Roles:
         assert builder.tasks is not None
         domain.creator = builder.kernel.domid
         builder.tasks.spawn(toolstack.adopt(config, built))
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 def _store_first(name: str) -> bool:

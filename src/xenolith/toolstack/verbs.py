@@ -13,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from xenolith.abi.domctl import XenDomctlGetdomaininfo
 from xenolith.abi.errno import XenError, name
+from xenolith.abi.sched import SHUTDOWN_crash
 from xenolith.abi.vcpu import RUNSTATE_running
 from xenolith.errors import UserError
-from xenolith.services.control import DomainInfo
+from xenolith.hypervisor.hypercalls.domctl_life import fill_info
+from xenolith.services.control import DomainInfo, info_from
 from xenolith.services.tasks import Future
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.lifecycle import Guest, Toolstack
@@ -24,6 +27,7 @@ from xenolith.toolstack.records import DeviceRecord, home
 from xenolith.toolstack.server import Conversation, Message, Verb
 
 if TYPE_CHECKING:
+    from xenolith.hypervisor.domain import Domain
     from xenolith.toolstack.machine import Machine
 
 _MIB: Final = 1 << 20
@@ -91,7 +95,7 @@ class Verbs:
             "domid": info.domid,
             "memory_mib": -(-info.frames * 4096 // _MIB),
             "vcpus": info.vcpus_online if not native else 1,
-            "state": "-b----" if native else _state(info),
+            "state": "-b----" if native else _state(info, any(vcpu.runnable for vcpu in domain.vcpus)),
             "time_s": info.cpu_time_ns / 1e9,
             "uuid": str(info.handle),
             "native": native,
@@ -368,11 +372,14 @@ class Verbs:
             self._machine.host.post(lambda: self._hv.power("off"))
 
 
-def _state(info: DomainInfo) -> str:
-    """The six letters of `xl list`: running, blocked, paused, shut down, crashed, dying."""
-    crashed = info.shutdown_reason == 3
+def _state(info: DomainInfo, runs: bool) -> str:
+    """The six letters of `xl list`: running, blocked, paused, shut down, crashed, dying.
+
+    The one processor serves this command just now, so that what would run without it counts as running.
+    """
+    crashed = info.shutdown_reason == SHUTDOWN_crash
     flags = (
-        ("r", info.is_running),
+        ("r", runs),
         ("b", info.is_blocked),
         ("p", info.is_paused),
         ("s", info.shutdown_reason is not None and not crashed),
