@@ -59,6 +59,8 @@ PREAMBLE = """
 #include <xen/io/netif.h>
 #include <xen/io/pciif.h>
 #include <xen/io/protocols.h>
+#include <string.h>
+#include <xen/io/9pfs.h>
 #define SHOW(e) printf("%d %llu\\n", (e) < 0, (unsigned long long)((e) < 0 ? -(e) : (e)))
 """
 

@@ -1,0 +1,1 @@
+"""Directories of the host that guests may use."""
