@@ -10,6 +10,8 @@ FAMILIES: Final = (
     "domctl",
     "domctl_life",
     "domctl_refused",
+    "domctl_rights",
+    "domctl_state",
     "domctl_vcpu",
     "event_channel",
     "grant_table",
