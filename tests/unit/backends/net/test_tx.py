@@ -44,9 +44,7 @@ class Sender:
         self.tx = self.attach()
 
     def attach(self) -> TxRing:
-        return TxRing(
-            memoryview(self.ring.page), self.grants.gather, self.packets.append, self.multicast, self._admit
-        )
+        return TxRing(memoryview(self.ring.page), self.grants.gather, self.packets.append, self.multicast, self._admit)
 
     def _admit(self, size: int) -> bool:
         if size > self.allowance:
