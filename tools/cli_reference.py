@@ -35,9 +35,9 @@ progress bars appear on a terminal only; in a pipe the output is plain.
 | 4 | The guest crashed, or its watchdog bit; a report on standard error says where and why. |
 | 5 | A bug of Xenolith. |
 | 6 | The time limit of `--timeout` was over. |
-| 130 | Interrupted (Ctrl-C). |
+| 128 + n | Ended by signal n; 130 by Ctrl-C. |
 
-The crash of any domain counts; the status of a command is that of the first domain's.
+The crash of any domain counts; the status of a command is that of the first guest's.
 """
 
 
@@ -51,13 +51,22 @@ def _verb(name: str) -> Iterator[str]:
     context = cli.make_context("xenolith", [], resilient_parsing=True)
     command = cli.get_command(context, name)
     assert command is not None
-    context = click.Context(command, info_name=name, parent=context)
-    yield f"## xenolith {name}\n"
+    yield from _command(command, name, context)
+
+
+def _command(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
+    context = click.Context(command, info_name=name, parent=parent)
+    yield f"## {context.command_path}\n"
     yield f"    {' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n"
     yield f"{_text(command.help or '')}\n"
     rows = [_option(context, parameter) for parameter in command.params if isinstance(parameter, click.Option)]
     if rows:
         yield from ("| Option | Meaning |", "| --- | --- |", *rows, "")
+    if isinstance(command, click.Group):
+        for below in command.list_commands(context):
+            found = command.get_command(context, below)
+            assert found is not None
+            yield from _command(found, below, context)
 
 
 def _option(context: click.Context, option: click.Option) -> str:
