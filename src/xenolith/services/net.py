@@ -29,8 +29,6 @@ from xenolith.services.network.tap import Tap
 from xenolith.services.network.uplink import Uplink, UplinkGone
 from xenolith.services.service import Context
 
-PAGES: Final = 512
-"""Pages that a domain with this service should have, to copy many packets at once."""
 _MAX_QUEUES: Final = 4
 _BACKLOG_BYTES: Final = 1 << 20
 """What may wait for a guest before its uplink is not read any more."""

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenolith.hypervisor.domain import Capability, Domain
-from xenolith.services.block import BlockService
 from xenolith.services.console import ConsoleService, Terminals
-from xenolith.services.hardware import HardwareService
-from xenolith.services.net import PAGES as NET_PAGES
-from xenolith.services.net import NetService
-from xenolith.services.network.networks import Networks
-from xenolith.services.ninepfs import NinePfsService
 from xenolith.services.service import Context, Factory, Service
 from xenolith.services.store import StoreService
 from xenolith.services.supervisor import Role, Supervisor
@@ -21,6 +15,9 @@ from xenolith.toolstack.config import DomainConfig
 from xenolith.toolstack.devices import Devices
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.lifecycle import Toolstack
+
+if TYPE_CHECKING:
+    from xenolith.services.network.networks import Networks
 
 _IMPLIED_MEMORY: Final = 1 << 20
 _IMPLIED_NEEDS: Final = {
@@ -36,6 +33,8 @@ _SHARE_TABLES: Final = 16
 """L1 tables for the rings of all guests' shared directories: 32 MiB."""
 _TABLES: Final = 4
 _PAGES: Final = 32
+_NET_PAGES: Final = 512
+"""Pages of its own for a domain that copies many packets at once."""
 _TABLES_OF: Final = {"builder": _BUILDER_TABLES, "block": _BLOCK_TABLES, "9p": _SHARE_TABLES}
 
 
@@ -54,31 +53,50 @@ class Roles:
         self._supervisor = supervisor
         self._terminals = terminals
         self._repeatable = repeatable
-        self._networks = Networks()
+        self._networks: Networks | None = None
         self._owners: dict[str, str] = {}
         self.toolstack: Toolstack | None = None
         self._own_tasks = Tasks(lambda error: supervisor.log(f"a command failed: {error!r}"))
         self._devices = Devices(self.domid_of_service, self._domid_of)
         self.require = self._devices.required
-        self._factories: dict[str, Factory] = {
+        self._needed: dict[str, Factory] = {
             "store": StoreService,
             "console": lambda context: ConsoleService(context, self._terminals),
             "builder": self._toolstack,
-            "hardware": HardwareService,
-            "block": BlockService,
-            "net": lambda context: NetService(context, self._networks),
-            "9p": NinePfsService,
         }
 
     def role(self, config: DomainConfig) -> Role:
         """The role of a native domain."""
         self._owners |= dict.fromkeys(config.services, config.name)
-        services = tuple(
-            self._factories[name] for name in sorted(config.services, key=_store_first) if name in self._factories
-        )
+        services = tuple(self._factory(name) for name in sorted(config.services, key=_store_first))
         tables = max((_TABLES_OF.get(name, _TABLES) for name in config.services), default=_TABLES)
-        pages = NET_PAGES if "net" in config.services else _PAGES
+        pages = _NET_PAGES if "net" in config.services else _PAGES
         return Role(config.name, config.capabilities, services, page_count=pages, window_tables=tables)
+
+    def _factory(self, name: str) -> Factory:
+        """The code of a service, imported when it is wanted: most machines have no networks or shares."""
+        if name == "block":
+            from xenolith.services.block import BlockService
+
+            return BlockService
+        if name == "net":
+            return self._net()
+        if name == "9p":
+            from xenolith.services.ninepfs import NinePfsService
+
+            return NinePfsService
+        if name == "hardware":
+            from xenolith.services.hardware import HardwareService
+
+            return HardwareService
+        return self._needed[name]
+
+    def _net(self) -> Factory:
+        from xenolith.services.net import NetService
+        from xenolith.services.network.networks import Networks
+
+        networks = self._networks = self._networks or Networks()
+        return lambda context: NetService(context, networks)
 
     def domid_of_service(self, name: str) -> int | None:
         """The domid of the domain that has a service."""
@@ -96,7 +114,8 @@ class Roles:
 
     def close(self) -> None:
         """The machine is switched off: give back what services leave on the host."""
-        self._networks.close()
+        if self._networks is not None:
+            self._networks.close()
 
     def builder_tasks(self) -> Tasks | None:
         """The coroutines of the domain that makes guests; of none in particular if there is no such domain."""
