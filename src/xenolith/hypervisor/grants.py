@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xenolith.abi.errno import EBUSY, EINVAL, ENOSYS, ERANGE, XenError
 from xenolith.abi.grant_table import (
     GNTTAB_NR_RESERVED_ENTRIES,
-    GNTCOPY_dest_gref,
-    GNTCOPY_source_gref,
     GNTMAP_contains_pte,
     GNTMAP_device_map,
     GNTMAP_host_map,
@@ -50,7 +48,6 @@ from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import FLAG_ALLOCATED, TYPE_NONE, TYPE_WRITABLE, FrameTable
 
 if TYPE_CHECKING:
-    from xenolith.abi.grant_table import GnttabCopy
     from xenolith.hypervisor.machine import Hypervisor
 
 DEFAULT_MAX_FRAMES: Final = 64
@@ -64,6 +61,7 @@ _PIN_LIMIT: Final = 0x80
 _BOTH_MAPS: Final = GNTMAP_host_map | GNTMAP_device_map
 _KEPT_FLAGS: Final = _BOTH_MAPS | GNTMAP_readonly | GNTMAP_contains_pte
 _STATUS_PER_FRAME: Final = PAGE_SIZE // 2
+_V1_PER_FRAME: Final = PAGE_SIZE // GrantEntryV1.sizeof()
 _V2_PER_FRAME: Final = PAGE_SIZE // GrantEntryV2.sizeof()
 
 
@@ -149,7 +147,7 @@ class GrantTable:
     @property
     def entries(self) -> int:
         """How many entries the table has."""
-        return len(self.frames) * (PAGE_SIZE // GrantEntryV1.sizeof() if self.version == 1 else _V2_PER_FRAME)
+        return len(self.frames) * (_V1_PER_FRAME if self.version == 1 else _V2_PER_FRAME)
 
     def grow(self, nr_frames: int) -> None:
         """Make the table at least `nr_frames` long.
@@ -188,7 +186,8 @@ class GrantTable:
         return GrantEntryV2.from_buffer(self._ram.bytes, self._maddr(ref))
 
     def _granted_mfn(self, ref: int) -> int:
-        return self._v1(ref).frame if self.version == 1 else self._v2(ref).full_page.frame
+        word = self._maddr(ref) >> 3
+        return self._ram.words[word] >> 32 if self.version == 1 else self._ram.words[word + 1]
 
     def _status(self, ref: int) -> c_uint16:
         """Where the hypervisor notes how an entry is used: in its flags, or in version 2's status word."""
@@ -220,12 +219,12 @@ class GrantTable:
 
     def _check_access(self, ref: int, domid: int, readonly: bool, kinds: tuple[int, ...], mask: int) -> int:
         """The flags of an entry by which `domid` may have access. Raises GrantError(GNTST_general_error)."""
-        header = self._header(ref)
-        flags = header.flags
-        if flags & mask not in kinds or header.domid != domid:
+        header = self._ram.words[self._maddr(ref) >> 3]
+        flags, granted = header & 0xFFFF, header >> 16 & 0xFFFF
+        if flags & mask not in kinds or granted != domid:
             raise GrantError(
                 GNTST_general_error,
-                f"grant {ref} of {self.domain} has flags {flags:#x} for domain {header.domid}, not {domid}",
+                f"grant {ref} of {self.domain} has flags {flags:#x} for domain {granted}, not {domid}",
             )
         self._check_writable(ref, flags, readonly)
         return flags
@@ -545,31 +544,40 @@ class Window(NamedTuple):
     length: int = PAGE_SIZE
 
 
-def copy(hv: Hypervisor, caller: Domain, op: GnttabCopy) -> None:
-    """One GNTTABOP_copy: `op.len` bytes between two frames, each a grant or a frame of `caller`. Raises GrantError."""
-    source = _copy_window(hv, caller, op.source, bool(op.flags & GNTCOPY_source_gref), readonly=True)
-    dest = _copy_window(hv, caller, op.dest, bool(op.flags & GNTCOPY_dest_gref), readonly=False)
+class CopyEnd(NamedTuple):
+    """One end of a copy: a grant of `domid`, or the caller's own frame of that number."""
+
+    number: int
+    domid: int
+    offset: int
+    by_gref: bool
+
+
+def copy(hv: Hypervisor, caller: Domain, origin: CopyEnd, target: CopyEnd, length: int) -> None:
+    """One GNTTABOP_copy: `length` bytes between two frames. Raises GrantError."""
+    source = _copy_window(hv, caller, origin, readonly=True)
+    dest = _copy_window(hv, caller, target, readonly=False)
     frames = hv.frames
     if not frames.get_page(source.mfn, source.owner.domid):
         raise GrantError(GNTST_bad_page, f"frame {source.mfn:#x} {frames.describe_owner(source.mfn)}")
     try:
-        _copy_to(hv, op, source, dest)
+        _copy_to(hv, source, origin.offset, dest, target.offset, length)
     finally:
         frames.put_page(source.mfn)
 
 
-def _copy_window(
-    hv: Hypervisor, caller: Domain, end: GnttabCopy.Source | GnttabCopy.Dest, by_gref: bool, readonly: bool
-) -> Window:
-    if not by_gref and end.domid != DOMID_SELF:
+def _copy_window(hv: Hypervisor, caller: Domain, end: CopyEnd, readonly: bool) -> Window:
+    if not end.by_gref and end.domid != DOMID_SELF:
         raise GrantError(GNTST_permission_denied, "only frames of one's own are named by number")
     owner = caller if end.domid == DOMID_SELF else hv.domains.get(end.domid)
     if owner is None:
         raise GrantError(GNTST_bad_domain, f"no domain {end.domid}")
-    return owner.grants.window(end.u.ref, caller.domid, readonly) if by_gref else Window(owner, end.u.gmfn)
+    if not end.by_gref:
+        return Window(owner, end.number)
+    return owner.grants.window(end.number & 0xFFFF_FFFF, caller.domid, readonly)
 
 
-def _copy_to(hv: Hypervisor, op: GnttabCopy, source: Window, dest: Window) -> None:
+def _copy_to(hv: Hypervisor, source: Window, origin: int, dest: Window, target: int, length: int) -> None:
     frames = hv.frames
     if not frames.get_page(dest.mfn, dest.owner.domid):
         raise GrantError(GNTST_bad_page, f"frame {dest.mfn:#x} {frames.describe_owner(dest.mfn)}")
@@ -579,11 +587,10 @@ def _copy_to(hv: Hypervisor, op: GnttabCopy, source: Window, dest: Window) -> No
         frames.put_page(dest.mfn)
         raise GrantError(GNTST_general_error, str(error)) from None
     try:
-        _check_bounds(op.source.offset, op.len, source)
-        _check_bounds(op.dest.offset, op.len, dest)
-        start = source.mfn << PAGE_SHIFT | op.source.offset
-        data = bytes(hv.ram.bytes[start : start + op.len])
-        hv.memory.write_machine(dest.mfn << PAGE_SHIFT | op.dest.offset, data)
+        _check_bounds(origin, length, source)
+        _check_bounds(target, length, dest)
+        start = source.mfn << PAGE_SHIFT | origin
+        hv.memory.write_machine(dest.mfn << PAGE_SHIFT | target, hv.ram.bytes[start : start + length])
     finally:
         frames.put_page_and_type(dest.mfn)
 

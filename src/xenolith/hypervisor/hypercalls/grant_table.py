@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH, XenError
 from xenolith.abi.grant_table import (
     GNTTAB_CACHE_CLEAN,
     GNTTAB_CACHE_INVAL,
+    GNTCOPY_dest_gref,
+    GNTCOPY_source_gref,
     GNTMAP_application_map,
     GNTMAP_contains_pte,
     GNTMAP_readonly,
@@ -45,7 +48,7 @@ from xenolith.abi.hypercalls import HYPERVISOR_grant_table_op
 from xenolith.abi.types import PAGE_SHIFT, PAGE_SIZE, Struct
 from xenolith.hypervisor import grants
 from xenolith.hypervisor.frames import NOT_RAM
-from xenolith.hypervisor.grants import GrantError, Mapping
+from xenolith.hypervisor.grants import CopyEnd, GrantError, Mapping
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
 from xenolith.hypervisor.hypercalls.table import (
     OPERATIONS,
@@ -67,6 +70,8 @@ _ONE_ONLY: Final = (GNTTABOP_setup_table, GNTTABOP_query_size, GNTTABOP_get_stat
 _WITHOUT_COUNT: Final = (GNTTABOP_set_version, GNTTABOP_get_version)
 
 
+_COPY: Final = struct.Struct("<QHH4xQHH4xHH4x")
+_COPY_STATUS: Final[int] = GnttabCopy.status.offset  # type: ignore[attr-defined]
 _PART: Final = 256
 """Elements that one part of a call does."""
 
@@ -91,8 +96,9 @@ def grant_table_op(hv: Hypervisor, caller: Vcpu, command: int, vaddr: int, count
         raise XenError(EINVAL, f"{bound.name} takes one structure, not {count}")
     size = bound.argument.sizeof()
     part = min(count, _PART)
-    for index in range(part):
-        _run_one(hv, caller, bound, bound.argument, vaddr + index * size)
+    if command != GNTTABOP_copy or not _copy_all(hv, caller, vaddr, part):
+        for index in range(part):
+            _run_one(hv, caller, bound, bound.argument, vaddr + index * size)
     if part < count:
         raise Continuation(command, vaddr + part * size, count - part)
     return 0
@@ -273,7 +279,32 @@ def swap_grant_ref(hv: Hypervisor, caller: Vcpu, arg: GnttabSwapGrantRef) -> Non
 
 @operation(HYPERVISOR_grant_table_op, GNTTABOP_copy)
 def copy(hv: Hypervisor, caller: Vcpu, arg: GnttabCopy) -> None:
-    grants.copy(hv, caller.domain, arg)
+    source = CopyEnd(arg.source.u.gmfn, arg.source.domid, arg.source.offset, bool(arg.flags & GNTCOPY_source_gref))
+    dest = CopyEnd(arg.dest.u.gmfn, arg.dest.domid, arg.dest.offset, bool(arg.flags & GNTCOPY_dest_gref))
+    grants.copy(hv, caller.domain, source, dest, arg.len)
+
+
+def _copy_all(hv: Hypervisor, caller: Vcpu, vaddr: int, count: int) -> bool:
+    """Do copies whose arguments can be read together, which spares a network backend most of its time. False, and
+    nothing done, if they cannot."""
+    size = GnttabCopy.sizeof() * count
+    try:
+        arguments = bytearray(hv.memory.read(caller, vaddr, size))
+    except XenError:
+        return False
+    at = _COPY_STATUS
+    for number, domid, offset, other, other_domid, other_offset, length, flags in _COPY.iter_unpack(bytes(arguments)):
+        status = GNTST_okay
+        try:
+            source = CopyEnd(number, domid, offset, bool(flags & GNTCOPY_source_gref))
+            dest = CopyEnd(other, other_domid, other_offset, bool(flags & GNTCOPY_dest_gref))
+            grants.copy(hv, caller.domain, source, dest, length)
+        except GrantError as error:
+            status = error.status
+        arguments[at : at + 2] = status.to_bytes(2, "little", signed=True)
+        at += _COPY.size
+    hv.memory.write(caller, vaddr, bytes(arguments))
+    return True
 
 
 @operation(HYPERVISOR_grant_table_op, GNTTABOP_transfer)
