@@ -93,19 +93,21 @@ class _Link:
 
 
 class _Connection:
-    """A share's rings while they are served. `broken` is told once if the guest breaks one; nothing is served then."""
+    """A share's rings while they are served. `on_broken` is called if the guest breaks one; nothing is served then."""
 
-    def __init__(self, context: Context, ends: Ends, files: SharedDirectory, broken: Callable[[str], None]) -> None:
+    def __init__(self, context: Context, ends: Ends, files: SharedDirectory, on_broken: Callable[[], None]) -> None:
         self._context = context
         self._kernel = context.kernel
         self._domid = ends.domid
         self._name = _NAME.format(ends.domid, ends.devid)
         self._files = files
-        self._broken = broken
+        self._on_broken = on_broken
         self._links: deque[_Link] = deque()
         self._mappings: list[Mapping] = []
         self._woken: Future[None] = Future()
         self._closed = False
+        self.broken = ""
+        """What the guest did that breaks a ring."""
         self.ended: Future[None] = Future()
         """Nothing is done any more, and nothing kept."""
 
@@ -150,7 +152,8 @@ class _Connection:
             while not self._closed:
                 await self._serve_one(server)
         except RingBroken as error:
-            self._broken(str(error))
+            self.broken = str(error)
+            self._on_broken()
             while not self._closed:
                 await self._something()
         server.close()
@@ -197,7 +200,6 @@ class Share:
         self._connection: _Connection | None = None
         self._ended: Future[None] = Future()
         self._ended.set_result(None)
-        self._broken = ""
 
     async def prepare(self) -> Nodes:
         path = await self._ends.read("path")
@@ -222,7 +224,6 @@ class Share:
             for number in range(count)
         ]
         assert self._files is not None
-        self._broken = ""
         connection = _Connection(self._context, ends, self._files, self._tell_broken)
         try:
             for gref, port in rings:
@@ -234,18 +235,16 @@ class Share:
         self._context.tasks.spawn(connection.serve())
         return {}
 
-    def _tell_broken(self, how: str) -> None:
-        self._broken = how
-
+    def _tell_broken(self) -> None:
         async def tell() -> None:
             with suppress(XenError):  # the toolstack has taken the device away meanwhile
-                await self._ends.write({"error": how})  # which makes `changed` be called, too
+                await self._ends.write({"error": "the guest has broken a ring"})  # makes `changed` be called, too
 
         self._context.tasks.spawn(tell())
 
     async def changed(self) -> None:
-        if self._broken:
-            raise UserError(f"the guest has broken a ring: {self._broken}")
+        if self._connection is not None and self._connection.broken:
+            raise UserError(f"the guest has broken a ring: {self._connection.broken}")
 
     def disconnect(self) -> None:
         connection, self._connection = self._connection, None
