@@ -364,7 +364,7 @@ def test_trap_table_without_an_end(guest: PvGuest) -> None:
     entry = struct.pack("<BBHIQ", 6, 0, USER_CS, 0, guest.symbols["trap_6_0"])
     table = guest.page(95) + 2048
     guest.write(guest.page(90), entry * 1536)
-    assert guest.hypercall(HYPERVISOR_set_trap_table, guest.page(90)) in (0, -EINVAL, -EFAULT)
+    assert guest.hypercall(HYPERVISOR_set_trap_table, guest.page(90)) == 0, "a list may be long"
     guest.write(table, entry * 128)
     guest.map(guest.symbols["playground"] + 96 * 4096, 0)
     assert guest.hypercall(HYPERVISOR_set_trap_table, table) == -EFAULT
