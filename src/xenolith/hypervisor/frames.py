@@ -76,6 +76,7 @@ class FrameTable:
         """How many frames are memory, free or not."""
         self._pool: list[int] = []
         self._cursor = 0
+        """Where to look for free frames next. Used ones come first, so that no more of the host's memory is touched."""
         self.validate: Callable[[int, int], None] = lambda mfn, kind: None
         self.devalidate: Callable[[int, int], None] = lambda mfn, kind: None
         self.flush: Callable[[], None] = lambda: None
@@ -214,6 +215,7 @@ class FrameTable:
         self.all_flags[free] = (self.all_flags[free] & FLAG_EXECUTABLE) | FLAG_SCRUB
         self.stale_epochs[free] = self.epoch
         self.free_frames += len(free)
+        self._cursor = min(self._cursor, int(free.min(initial=self._cursor)))
         return len(free)
 
     def allocated_to(self, domid: int) -> npt.NDArray[np.int64]:
@@ -245,6 +247,8 @@ class FrameTable:
             self.flags[mfn] = (flags & FLAG_EXECUTABLE) | FLAG_SCRUB
             self.stale_epoch[mfn] = self.epoch
             self.free_frames += 1
+            if mfn < self._cursor:
+                self._cursor = mfn
             if flags & FLAG_SHARED:
                 self.on_unshare(domid)
             else:

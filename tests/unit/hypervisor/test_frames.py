@@ -86,6 +86,20 @@ def test_frames_that_come_back_behind_the_search_are_found_again(frames: FrameTa
     assert frames.allocate(OTHER, 2) == [given[3], given[200]]
 
 
+def test_frames_that_come_back_are_used_before_new_ones() -> None:
+    frames = FrameTable(Ram(8192 << 12))
+    frames.add_ram(1, 8191)
+    seen: set[int] = set()
+    for size in (700, 30, 700, 1) * 20:
+        mfns = frames.allocate(ME, size)
+        seen.update(mfns)
+        frames.release_allocations(np.array(mfns[size // 2 :]))
+        for mfn in mfns[: size // 2]:
+            frames.release_allocation(mfn)
+    assert len(seen) < 2000
+    assert frames.free_frames == 8191
+
+
 def test_a_run_is_adjacent_aligned_and_below_the_limit(frames: FrameTable) -> None:
     run = frames.allocate_contiguous(ME, 4, 100)
     assert run == list(range(run[0], run[0] + 16))
