@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tests.boot.command_line import XENOLITH, leftovers, temporary_files
 
-_LIMIT_S: Final = 90.0
+_LIMIT_S: Final = 240.0
 _ESCAPES: Final = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 

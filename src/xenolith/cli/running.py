@@ -160,11 +160,17 @@ def _event_log(hv: Hypervisor, path: Path | None) -> Iterator[None]:
         file = path.open("w", buffering=1)
     except OSError as error:
         raise UserError(f"the log {path} cannot be written: {error.strerror}", "name a file that can be") from None
+
+    def note(kind: str, data: dict[str, Any]) -> None:
+        print(json.dumps({"ns": hv.now_ns(), "event": kind, **data}), file=file)
+
     with file:
-        hv.subscribers.append(
-            lambda kind, data: print(json.dumps({"ns": hv.now_ns(), "event": kind, **data}), file=file)
-        )
-        yield
+        hv.subscribers.append(note)
+        try:
+            yield
+        finally:
+            # The machine is taken apart after this, which makes events of its own.
+            hv.subscribers.remove(note)
 
 
 @contextlib.contextmanager
