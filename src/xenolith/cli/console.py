@@ -16,7 +16,7 @@ def command(domain: str, machine: str) -> None:
 
 
 def attach(machine: str, domain: str) -> None:
-    """Show a console, and give it what is typed, until Ctrl-] or until the domain is gone."""
+    """Show a console, and give it what is typed or piped, until Ctrl-] or until the domain is gone."""
     import os
     import sys
     import threading
@@ -34,11 +34,15 @@ def attach(machine: str, domain: str) -> None:
                     call.type(before)
                 if found:
                     break
+            else:
+                if not os.isatty(fd):
+                    return  # the pipe has ended, and who looks at the console may go on
             call.leave()
 
-        with raw_terminal() as fd:
-            if fd is not None:
-                threading.Thread(target=carry_keys, args=(fd,), daemon=True).start()
+        with raw_terminal() as terminal:
+            keys = terminal if terminal is not None else sys.stdin.fileno() if sys.stdin else None
+            if keys is not None:
+                threading.Thread(target=carry_keys, args=(keys,), daemon=True).start()
             for message in call.messages():
                 if "data" in message:
                     sys.stdout.buffer.write(message["data"].encode("latin-1"))
