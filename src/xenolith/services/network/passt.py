@@ -25,7 +25,8 @@ from xenolith.services.network.uplink import UplinkGone
 ADDRESS: Final = "10.0.2.15"
 GATEWAY: Final = "10.0.2.2"
 NAME_SERVER: Final = "10.0.2.3"
-"""The addresses that guests have with QEMU's user-mode networking: the guest's own, the host's, its name server's."""
+"""The addresses of QEMU's user-mode networking: the guest's own, the host's, and that of its name server, which passt may
+also tell guests by its real address."""
 _PREFIX: Final = 24
 _WAITING_BYTES: Final = 4 << 20
 """What may wait for passt to take it."""
@@ -49,7 +50,7 @@ class UserNetwork:
 
     def arguments(self) -> list[str]:
         words = ["--address", ADDRESS, "--netmask", str(_PREFIX), "--gateway", GATEWAY, "--mtu", str(self.mtu)]
-        words += ["--dns", NAME_SERVER, "--dns-forward", NAME_SERVER]
+        words += ["--dns-forward", NAME_SERVER]
         for option, protocol in (("--tcp-ports", "tcp:"), ("--udp-ports", "udp:")):
             for forward in self.forwards:
                 if forward.startswith(protocol):
