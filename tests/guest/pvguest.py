@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.guest_config import Action
 from xenolith.toolstack.host import HostLoop
 from xenolith.toolstack.images import Prepared
+from xenolith.toolstack.lifecycle import Toolstack
 from xenolith.toolstack.machine import Boot, Machine
 
+_T = TypeVar("_T")
 PAGE: Final = 4096
 MEMORY: Final = 8 << 20
 SPARE: Final = 40 << 20
@@ -117,12 +119,47 @@ class TestMachine:
         self.run(lambda: domain.vcpus[0].polling)
         return guest
 
+    @property
+    def toolstack(self) -> Toolstack:
+        """What makes guests in this machine."""
+        assert self._machine.toolstack is not None
+        return self._machine.toolstack
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Begin a coroutine of the toolstack."""
+        self._machine.spawn(coroutine)
+
+    def do(self, coroutine: Coroutine[Any, Any, _T], limit_s: float = _LIMIT_S) -> _T:
+        """What a coroutine of the toolstack comes to."""
+        ended: list[_T | Exception] = []
+
+        async def carry_out() -> None:
+            try:
+                ended.append(await coroutine)
+            except Exception as error:
+                ended.append(error)
+
+        self.spawn(carry_out())
+        self.run(lambda: bool(ended), limit_s)
+        if isinstance(ended[0], Exception):
+            raise ended[0]
+        return ended[0]
+
+    def kill(self, service: str) -> None:
+        """Drop the code of a native domain; it is started again."""
+        self._machine.supervisor.kill(service)
+
     def run(self, until: Callable[[], bool], limit_s: float = _LIMIT_S) -> None:
         """Run the machine until `until()`. AssertionError after `limit_s` seconds."""
         deadline = time.monotonic() + limit_s
-        while not until():
-            assert time.monotonic() < deadline, "the machine did not get there in time"
-            self.hv.step()
+        timer = self.post_later(limit_s)
+        self.hv.run(lambda: until() or time.monotonic() >= deadline)
+        timer.cancel()
+        assert until(), "the machine did not get there in time"
+
+    def turn(self) -> None:
+        """Let native domains do what they have to do; guests do not run."""
+        self.hv.run(lambda: True)
 
     def run_for(self, seconds: float) -> None:
         """Run the machine for so long."""
@@ -130,13 +167,14 @@ class TestMachine:
         while time.monotonic() < end:
             self.hv.step()
 
-    def post_later(self, seconds: float) -> None:
+    def post_later(self, seconds: float) -> threading.Timer:
         """Something comes from outside after so long: it ends any waiting."""
         host = self._machine.host
         assert isinstance(host, HostLoop)
         timer = threading.Timer(seconds, lambda: host.post(lambda: None))
         timer.daemon = True
         timer.start()
+        return timer
 
     def frames_left(self) -> int:
         """Frames that are free, or that native services own or hold: they go on serving the rings of dead domains."""

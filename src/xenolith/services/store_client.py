@@ -132,7 +132,7 @@ class StoreClient:
             number = int((await self._request(XS_TRANSACTION_START, 0, b"\0")).rstrip(b"\0"))
             try:
                 await change(number)
-            except BaseException:
+            except Exception:
                 await self._request(XS_TRANSACTION_END, number, b"F\0")
                 raise
             try:

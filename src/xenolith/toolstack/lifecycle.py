@@ -144,7 +144,7 @@ class Toolstack:
         guest = self._build(config, prepared)
         try:
             await self._introduce(guest)
-        except BaseException:
+        except Exception:
             await self._take_away(guest)
             raise
         if not paused:
