@@ -50,7 +50,9 @@ class Fids:
         self._prefix = f"{name} fid "
         self._paths = 0
         self._fids: dict[int, Fid] = {}
-        for key in [key for key in kept if key.startswith(self._prefix)]:
+        for key in list(kept):  # a copy: other clients' servers keep theirs in the same mapping, in other threads
+            if not key.startswith(self._prefix):
+                continue
             uid, handle = _KEPT.unpack_from(kept[key])
             fid = Fid(bytes(kept[key][_KEPT.size :]), uid, None if handle == _NO_HANDLE else handle)
             self._fids[int(key[len(self._prefix) :])] = fid

@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EEXIST, EINVAL, ELOOP, EMFILE, ENXIO, EPERM
@@ -34,16 +35,27 @@ _NUMBER_MASK: Final = (1 << 64) - 1
 
 
 class Allowance:
-    """How many files may be open at once, of all shares together."""
+    """How many files may be open at once, of all shares together, each of which has threads of its own."""
 
     def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
         self.left = limit
 
     def take(self) -> None:
         """Raises OSError(EMFILE)."""
-        if self.left <= 0:
-            raise OSError(EMFILE, "too many files of shares are open")
-        self.left -= 1
+        with self._lock:
+            if self.left <= 0:
+                raise OSError(EMFILE, "too many files of shares are open")
+            self.left -= 1
+
+    def take_anyway(self) -> None:
+        """For a file that is open already."""
+        with self._lock:
+            self.left -= 1
+
+    def give(self) -> None:
+        with self._lock:
+            self.left += 1
 
 
 class SharedDirectory:
@@ -122,15 +134,15 @@ class SharedDirectory:
     # -- open files ---------------------------------------------------------------------------------------------------
 
     def adopt(self, handle: int) -> None:
-        self._own.left -= 1
-        self._all.left -= 1
+        self._own.take_anyway()
+        self._all.take_anyway()
 
     def _allowed(self) -> None:
         self._own.take()
         try:
             self._all.take()
         except OSError:
-            self._own.left += 1
+            self._own.give()
             raise
 
     @contextmanager
@@ -140,8 +152,8 @@ class SharedDirectory:
         try:
             yield
         except BaseException:
-            self._own.left += 1
-            self._all.left += 1
+            self._own.give()
+            self._all.give()
             raise
 
     def open(self, path: bytes, flags: int) -> int:
@@ -169,8 +181,8 @@ class SharedDirectory:
 
     def close(self, handle: int) -> None:
         os.close(handle)
-        self._own.left += 1
-        self._all.left += 1
+        self._own.give()
+        self._all.give()
 
     def read(self, handle: int, offset: int, count: int) -> bytes:
         return os.pread(handle, count, offset)
