@@ -11,12 +11,13 @@ from benchmarks.programs import READY, ready_ramdisk
 BOOT_SECONDS = 180
 _TO_INIT = Metric("process start to init", "s")
 _TO_EXIT = Metric("process start to power-off", "s")
+PROCESSOR = Metric("processor time until then", "s")
 
 
 def run(runs: int) -> Report:
     """Boots both sides `runs` times in turn, one vCPU, the same compressed kernel and ramdisk."""
     question = "How long from power-on to dom0's init?"
-    report = Report("boot_control_domain", question, (_TO_INIT, _TO_EXIT), ((peer.XENOLITH, peer.XEN),))
+    report = Report("boot_control_domain", question, (_TO_INIT, _TO_EXIT, PROCESSOR), ((peer.XENOLITH, peer.XEN),))
     contenders = (Contender(peer.XENOLITH, _xenolith), Contender(peer.XEN, _xen))
     alternate(report, contenders, runs)
     advantage = report.advantage(_TO_INIT.name, peer.XENOLITH, peer.XEN)
@@ -31,7 +32,7 @@ def boot_times(command: list[str]) -> Mapping[str, float]:
     to_init = session.when(READY)
     if session.status != 0:
         raise console.RunFailed(f"reached init after {to_init:.1f} s, then ended with status {session.status}")
-    return {_TO_INIT.name: to_init, _TO_EXIT.name: session.seconds}
+    return {_TO_INIT.name: to_init, _TO_EXIT.name: session.seconds, PROCESSOR.name: session.processor_seconds}
 
 
 def _xenolith() -> Mapping[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import peer
-from benchmarks.boot_control_domain import boot_times
+from benchmarks.boot_control_domain import PROCESSOR, boot_times
 from benchmarks.common import Contender, Mark, Metric, Report, alternate
 from benchmarks.programs import ready_ramdisk
 
@@ -16,7 +16,7 @@ _TO_EXIT = Metric("process start to power-off", "s")
 def run(runs: int) -> Report:
     """Boots both sides `runs` times in turn, one vCPU."""
     question = "How long from process start to one guest's init?"
-    report = Report("boot_guest", question, (_TO_INIT, _TO_EXIT), ((peer.XENOLITH, peer.QEMU),))
+    report = Report("boot_guest", question, (_TO_INIT, _TO_EXIT, PROCESSOR), ((peer.XENOLITH, peer.QEMU),))
     contenders = (Contender(peer.XENOLITH, _xenolith), Contender(peer.QEMU, _qemu))
     alternate(report, contenders, runs)
     advantage = report.advantage(_TO_INIT.name, peer.XENOLITH, peer.QEMU)

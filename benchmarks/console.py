@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -30,10 +31,14 @@ class Line:
 
 @dataclass
 class Session:
-    """What one command printed, and how it ended (`status` is None if it was stopped at its time limit)."""
+    """What one command printed, and how it ended (`status` is None if it was stopped at its time limit).
+
+    `processor_seconds` is the processor time of the command and of what it started.
+    """
 
     lines: list[Line] = field(default_factory=list)
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     status: int | None = None
 
     def when(self, marker: str) -> float:
@@ -72,7 +77,7 @@ def run(command: Sequence[str], *, timeout: float, watch: Callable[[int], None] 
 
     `watch`, if given, is called with the process id about every 50 ms. On return nothing that was started is left.
     """
-    started = time.monotonic()
+    started, worked = time.monotonic(), _processor_seconds()
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -87,12 +92,19 @@ def run(command: Sequence[str], *, timeout: float, watch: Callable[[int], None] 
         with contextlib.suppress(subprocess.TimeoutExpired):
             session.status = process.wait(remaining)
         session.seconds = time.monotonic() - started
+        session.processor_seconds = _processor_seconds() - worked
         return session
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+def _processor_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _collect(stream: IO[bytes], started: float, timeout: float, watch: Callable[[], None]) -> Session:
