@@ -23,6 +23,8 @@ def missing_tools() -> list[str]:
 class TestImage:
     """A guest: its image, and the virtual addresses of its symbols."""
 
+    __test__ = False
+
     kernel: KernelImage
     symbols: dict[str, int]
 

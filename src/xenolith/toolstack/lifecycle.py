@@ -42,7 +42,9 @@ _DEVICE_LIMIT_NS: Final = 10_000_000_000
 _SHUTDOWN_LIMIT_NS: Final = 300_000_000_000
 _RESTART_LIMIT_NS: Final = 1_000_000_000
 """A guest that restarts itself sooner than this after it was made is destroyed instead, as xl does."""
+_READY: Final = ("2", "3", "4")
 _CLOSED: Final = "6"
+"""States of a backend (io/xenbus.h): it waits for the guest or serves it, or has done."""
 _ACTIONS: Final = {
     SHUTDOWN_poweroff: "on_poweroff",
     SHUTDOWN_reboot: "on_reboot",
@@ -144,6 +146,8 @@ class Toolstack:
         guest = self._build(config, prepared)
         try:
             await self._introduce(guest)
+            for device in guest.devices[1:]:
+                await self._backend_reaches(guest, device, _READY)
         except Exception:
             await self._take_away(guest)
             raise
@@ -323,7 +327,7 @@ class Toolstack:
     async def shutdown(self, guest: Guest, how: str = "poweroff") -> None:
         """Ask a guest to end ("poweroff" or "reboot"). UserError if it does not listen."""
         path = f"{home(guest.domid)}/control/shutdown"
-        if await self._store.read_or(f"{home(guest.domid)}/control/feature-{how}", "0") == "0":
+        if await self._store.read_or(f"{home(guest.domid)}/control/feature-{how}", "") != "1":
             raise UserError(
                 f"{guest.name} does not answer to requests to end itself (no control/feature-{how})",
                 "wait until it has started, or use 'xenolith destroy'",
@@ -417,7 +421,7 @@ class Toolstack:
         self._keep()
         await self._write_device(guest.domid, device)
         try:
-            await self._backend_reaches(guest, device, ("2", "3", "4"))
+            await self._backend_reaches(guest, device, _READY)
         except UserError:
             await self._remove_device(guest, device)
             raise
