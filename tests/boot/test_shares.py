@@ -18,7 +18,7 @@ from tests.boot.linux import COMPLAINTS
 _BYTES: Final = 20 << 20
 _LISTED: Final = 1000
 """Files in one directory that the guest lists."""
-_COPIED: Final = int(os.environ.get("XENOLITH_SHARE_FILES", "100"))
+_COPIED: Final = int(os.environ.get("XENOLITH_SHARE_FILES", "50"))
 """Files that the guest copies: 35 requests each, which take 0.1 s under emulation."""
 _KILLS: Final = 8
 _LIMIT_S: Final = 120.0 + _COPIED
