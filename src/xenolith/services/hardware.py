@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from xenolith.abi.hypercalls import HYPERVISOR_sched_op
-from xenolith.abi.sched import SchedShutdown, SCHEDOP_shutdown, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenolith.abi.sched import SCHEDOP_shutdown, SchedShutdown, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenolith.services.service import Context
 
 _REASONS: Final = {"poweroff": SHUTDOWN_poweroff, "halt": SHUTDOWN_poweroff, "reboot": SHUTDOWN_reboot}
