@@ -60,9 +60,8 @@ def test_segments_are_the_packets_that_the_sender_would_have_sent(
     assert all(is_right(packet.data) and not packet.blank and not packet.gso_type for packet in found)
     assert b"".join(packet.data[start:] for packet in found) == payload
     assert all(len(packet.data) - start == size for packet in found[:-1])
-    at, sequences = start - 20 - len(options), []
-    for packet in found:
-        sequences.append(int.from_bytes(packet.data[at + 4 : at + 8], "big"))
+    at = start - 20 - len(options)
+    sequences = [int.from_bytes(packet.data[at + 4 : at + 8], "big") for packet in found]
     assert sequences == [(0xFFFF_F000 + number * size) & 0xFFFF_FFFF for number in range(len(found))]
     flags = [packet.data[at + 13] for packet in found]
     assert [bool(flag & 9) for flag in flags] == [False] * (len(found) - 1) + [True], "FIN and PSH: the last"
