@@ -25,8 +25,8 @@ from xenolith.services.network.uplink import UplinkGone
 ADDRESS: Final = "10.0.2.15"
 GATEWAY: Final = "10.0.2.2"
 NAME_SERVER: Final = "10.0.2.3"
-"""The addresses of QEMU's user-mode networking: the guest's own, the host's, and that of its name server, of which passt
-may also tell guests the real address."""
+"""The addresses of QEMU's user-mode networking: the guest's own, the host's, and that of its name server, of which
+passt may also tell guests the real address."""
 _PREFIX: Final = 24
 _WAITING_BYTES: Final = 4 << 20
 """What may wait for passt to take it."""
