@@ -66,6 +66,8 @@ done
 
 _NETWORK: Final = """\
 ip link set lo up
+# Otherwise TCP sends short packets as long as the network is slow, which it is because of short packets.
+echo 44 > /proc/sys/net/ipv4/tcp_min_tso_segs
 for word in $(cat /proc/cmdline); do
     case $word in ip=*)
         # As the kernel's own, which looks before there is a driver: ip=CLIENT:SERVER:GATEWAY:NETMASK:…

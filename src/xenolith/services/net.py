@@ -33,9 +33,6 @@ _MAX_QUEUES: Final = 4
 _BACKLOG_BYTES: Final = 1 << 20
 """What may wait for a guest before its uplink is not read any more."""
 _REOPEN_NS: Final = 1_000_000_000
-_LOOK_AGAIN_NS: Final = 500_000
-"""After packets were found, more are looked for so much later, instead of being told of each: a guest that sends a lot
-is interrupted less, and what it sends is passed on together."""
 _FEATURES: Final[Nodes] = {
     "feature-rx-copy": 1,
     "feature-rx-flip": 0,
@@ -80,7 +77,7 @@ class NetService:
         return tell
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class _Queue:
     """A pair of rings and the ports by which they are signalled, which may be one."""
 
@@ -89,8 +86,6 @@ class _Queue:
     shared: Mapping
     tx_port: int = 0
     rx_port: int = 0
-    looked_for: bool = False
-    """Whether a time is set at which packets are looked for; until then the guest does not signal them."""
 
 
 class Vif:
@@ -234,29 +229,12 @@ class Vif:
 
     def _signalled(self, queue: _Queue) -> None:
         """The frontend has signalled: it sends, or it has room for what waits for it, or both."""
-        if not queue.looked_for:
-            self._look_for_packets(queue)
+        self._send_on(queue)
         self.settle()
         self._networks.settle()
 
-    def _look_for_packets(self, queue: _Queue) -> None:
-        """Pass on what the guest has sent, and look again later; if there is nothing, wait for its signal."""
-
-        def look() -> None:
-            queue.looked_for = False
-            if queue in self._queues:
-                self._look_for_packets(queue)
-                self._networks.settle()
-
-        self._send_on(queue, ask=False)
-        if queue.tx.served:
-            queue.looked_for = True
-            self._kernel.at(self._kernel.now_ns() + _LOOK_AGAIN_NS, look)
-        else:
-            self._send_on(queue)
-
-    def _send_on(self, queue: _Queue, ask: bool = True) -> None:
-        if queue.tx.service(ask):
+    def _send_on(self, queue: _Queue) -> None:
+        if queue.tx.service():
             self._notify(queue.tx_port)
         if queue.tx.held_back:
             self._wait_for_credit()

@@ -99,32 +99,25 @@ class TxRing:
         self._slot: bytes | None = None
         self.broken = ""
         self.held_back = False
-        self.served = 0
-        """How many packets the last `service` has found."""
 
-    def service(self, ask: bool = True) -> bool:
-        """Forward and answer what there is. Returns whether the guest wants to be signalled for that.
-
-        Unless `ask`, the guest need not signal what it sends from then on: it will be looked for.
-        """
+    def service(self) -> bool:
+        """Forward and answer what there is. Returns whether the guest wants to be signalled for that."""
         notify = self.held_back = False
-        self.served = 0
         while not self.broken:
-            batch = self._take_batch(ask)
+            batch = self._take_batch()
             if not batch:
                 break
-            self.served += len(batch)
             self._forward_batch(batch)
             notify = self._answer(batch) or notify
         return notify
 
     # -- out of the ring ----------------------------------------------------------------------------------------------
 
-    def _take_batch(self, ask: bool) -> list[_Sent]:
+    def _take_batch(self) -> list[_Sent]:
         batch: list[_Sent] = []
         slots = 0
         try:
-            while slots < BATCH_SLOTS and (self._slot or self._ring.waiting() or (ask and self._ring.ask_for_event())):
+            while slots < BATCH_SLOTS and (self._slot or self._ring.waiting() or self._ring.ask_for_event()):
                 if self._slot is None:
                     self._slot = self._ring.take()
                 if not self._admit(_REQUEST.unpack(self._slot)[4]):
