@@ -4,7 +4,7 @@ host's tools by a unix socket. What it knows is in a journal that outlives its c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import EINVAL, ENOENT, ESRCH, XenError
 from xenolith.abi.event_channel import VIRQ_DOM_EXC
@@ -14,9 +14,11 @@ from xenolith.hypervisor.grants import GrantError
 from xenolith.hypervisor.native import Mapping
 from xenolith.services.control import Control
 from xenolith.services.service import Context
-from xenolith.services.store_socket import StoreSocket
 from xenolith.store.connections import Connection
 from xenolith.store.server import Store
+
+if TYPE_CHECKING:
+    from xenolith.services.store_socket import StoreSocket
 
 SOCKET_NAME: Final = "xenstored"
 """The socket's name in the machine's directory."""
@@ -52,6 +54,8 @@ class StoreService:
     async def start(self) -> None:
         self._sweep()
         if self._context.directory is not None:
+            from xenolith.services.store_socket import StoreSocket
+
             self._socket = StoreSocket(
                 self.store, self._context.directory / SOCKET_NAME, self._context.host, self._deliver
             )

@@ -80,9 +80,11 @@ class GuestConfig:
 
     def identified(self, repeatable: bool) -> GuestConfig:
         """The same with a uuid, devids and MAC addresses; with `repeatable` the uuid is made from the name."""
+        identity = self.uuid or (uuid.uuid5(_NAMESPACE, self.name) if repeatable else uuid.uuid4())
+        if not self.nics:
+            return replace(self, uuid=identity)
         from xenolith.toolstack.nics import mac_of
 
-        identity = self.uuid or (uuid.uuid5(_NAMESPACE, self.name) if repeatable else uuid.uuid4())
         taken = {nic.devid for nic in self.nics}
         free = (number for number in range(len(self.nics) + len(taken)) if number not in taken)
         placed = [nic if nic.devid is not None else replace(nic, devid=next(free)) for nic in self.nics]

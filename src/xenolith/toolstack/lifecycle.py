@@ -11,7 +11,7 @@ import pickle
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import ENOMEM, ESRCH, XenError
 from xenolith.abi.sched import (
@@ -30,11 +30,13 @@ from xenolith.services.service import Context
 from xenolith.services.tasks import Future
 from xenolith.toolstack.builder import Builder, Built
 from xenolith.toolstack.devices import Devices
-from xenolith.toolstack.disks import Disk
 from xenolith.toolstack.guest_config import Action, GuestConfig
 from xenolith.toolstack.images import Prepared, prepare
-from xenolith.toolstack.nics import Nic
 from xenolith.toolstack.records import GUEST_NODES, DeviceRecord, guest_nodes, home
+
+if TYPE_CHECKING:
+    from xenolith.toolstack.disks import Disk
+    from xenolith.toolstack.nics import Nic
 
 _KEPT: Final = "guests"
 _POLL_NS: Final = 1_000_000
@@ -408,7 +410,9 @@ class Toolstack:
 
     def device(self, guest: Guest, described: Disk | Nic) -> DeviceRecord:
         """The record of one more device. UserError if nobody can serve it."""
-        if isinstance(described, Disk):
+        from xenolith.toolstack.nics import Nic
+
+        if not isinstance(described, Nic):
             return self._devices.disk(described)
         nics = replace(guest.config, nics=(*guest.config.nics, described)).identified(self._repeatable).nics
         return self._devices.nic(nics[-1])
