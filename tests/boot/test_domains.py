@@ -10,6 +10,7 @@ import pytest
 from tests.boot.background import Background, background
 from tests.boot.conftest import Kernel
 
+_MOTD = "This is a Linux kernel on Xenolith"
 _NATIVE = {"store", "builder", "console", "hardware", "block", "net", "9p"}
 
 
@@ -51,9 +52,11 @@ def test_the_life_of_a_guest(machine: Background, kernel: Kernel) -> None:
     machine.do("sysrq", "one", "h")
     machine.wait_console("one", "sysrq: HELP")
 
+    boots = machine.console("one").count(_MOTD)
     machine.do("reboot", "one")
     machine.wait(lambda: machine.domains().get("one", {}).get("domid", domid) != domid, "the guest again")
-    machine.wait_prompt("one")
+    machine.wait(lambda: machine.console("one").count(_MOTD) > boots, "its greeting")
+    assert machine.run("one", "echo again") == "again\n"
     machine.do("shutdown", "--wait", "one")
     assert machine.domains().keys() == _NATIVE
     assert machine.do("store", "ls", "/vm").count("\n") == 1
