@@ -86,17 +86,18 @@ class Background:
         mark = f"end-{time.monotonic_ns()}"
         with self.at_console(name) as process:
             assert process.stdin is not None
-            process.stdin.write(f"{command}; echo {mark[:3]}''{mark[3:]}=$?\r".encode())
+            # The marks as they are typed, and perhaps broken into lines, are not what is looked for.
+            process.stdin.write(f"echo begin''-{mark}; {command}; echo {mark[:3]}''{mark[3:]}=$?\r".encode())
             process.stdin.flush()
             found: list[re.Match[str]] = []
 
             def ended() -> bool:
-                found[:] = re.finditer(rf"(?s)(.*){mark}=(\d+)", self.console(name))
+                said = self.console(name).replace("\r", "")
+                found[:] = re.finditer(rf"(?s)begin-{mark}\n(.*){mark}=(\d+)", said)
                 return bool(found)
 
             self.wait(ended, f"the end of {command!r}", limit_s)
-        text = found[0][1]
-        return text[text.rfind(f"{mark[:3]}''") :].partition("\n")[2].replace("\r", "")
+        return found[0][1]
 
     @contextlib.contextmanager
     def at_console(self, name: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -44,13 +44,13 @@ def test_guests_copy_over_a_switch_while_its_service_is_killed(kernel: Kernel, t
 
         machine.run("server", f"dd if=/dev/urandom of=/tmp/data bs=1M count={_MIB} && httpd -h /tmp", _LIMIT_S)
         (sent,) = machine.run("server", "md5sum < /tmp/data | cut -c 1-32", _LIMIT_S).split()
-        machine.run("client", "(wget -q -O /tmp/data http://10.9.0.1/data > /tmp/said 2>&1 &)")
+        machine.run("client", "touch /tmp/data; (wget -q -O /tmp/data http://10.9.0.1/data > /tmp/said 2>&1 &)")
         for part in (1, 2):
             wanted = part * (_MIB << 20) // 4
-            machine.run("client", f"while [ $(wc -c < /tmp/data) -lt {wanted} ]; do sleep 0.1; done", _LIMIT_S)
+            machine.run("client", f"while [ $(stat -c %s /tmp/data) -lt {wanted} ]; do sleep 0.1; done", _LIMIT_S)
             machine.do("service", "kill", "net")
-        machine.run("client", "while pidof wget > /dev/null; do sleep 0.2; done", _LIMIT_S)
-        (got,) = machine.run("client", "cat /tmp/said; md5sum < /tmp/data | cut -c 1-32", _LIMIT_S).split()
+        assert machine.run("client", "while pidof wget > /dev/null; do sleep 0.2; done; cat /tmp/said", _LIMIT_S) == ""
+        (got,) = machine.run("client", "md5sum < /tmp/data | cut -c 1-32", _LIMIT_S).split()
         assert got == sent
         starts = {service["name"]: service["starts"] for service in machine.json("service", "list")}
         assert starts["net"] == 3, "only by those who killed it was it started again"
@@ -65,8 +65,8 @@ def _plug(machine: Background) -> None:
     """Another device comes, works, and goes, at both guests."""
     for number, name in enumerate(("server", "client"), 1):
         machine.do("network-attach", name, "bridge=second")
-        machine.run(name, "while [ ! -e /sys/class/net/eth1 ]; do sleep 0.1; done")
-        machine.run(name, f"ip addr add 10.8.0.{number}/24 dev eth1 && ip link set eth1 up")
+        seen = "while [ ! -e /sys/class/net/eth1 ]; do sleep 0.1; done"
+        machine.run(name, f"{seen}; ip addr add 10.8.0.{number}/24 dev eth1 && ip link set eth1 up")
     assert "2 packets received" in machine.run("client", "ping -c 2 -W 20 10.8.0.1")
     for name in ("server", "client"):
         machine.do("network-detach", name, "1")
