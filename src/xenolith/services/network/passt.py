@@ -79,7 +79,10 @@ class PasstUplink:
             except (OSError, UplinkGone):
                 self.close()
                 words.seek(0)
-                raise UserError(f"user-mode networking does not start: {_complaint(words.read())}") from None
+                raise UserError(
+                    f"user-mode networking does not start: {_complaint(words.read())}",
+                    "it needs a free port for each forward, and a host with a network",
+                ) from None
         self._socket.setblocking(False)
         self._writing = os.dup(self.reading)
         self._received = bytearray()
