@@ -69,7 +69,7 @@ is at a switch of the machine, at the user's own network, or at a tap:
 | Word | Meaning |
 | --- | --- |
 | `bridge=NAME` | The switch that it is at; guests that name the same can talk. The default is `xenbr0`. |
-| `user` | User-mode networking: the guest reaches what the host reaches. Xenolith's own. |
+| `user` | User-mode networking: the guest [reaches what the host reaches](devices.md#networks). Xenolith's own. |
 | `forward=HOST:GUEST` | With `user`: a port of the host leads to one of the guest; `udp:HOST:GUEST` for UDP. |
 | `tap=NAME` | A tap device of the host. Xenolith's own. |
 | `pcap=FILE` | Every packet goes there too. Xenolith's own. |
