@@ -63,7 +63,7 @@ from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.grants import GrantError
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation
 from xenolith.hypervisor.native_memory import AddressSpace, leaf
-from xenolith.hypervisor.vcpu import PENDING_SEL, UPCALL_MASK, UPCALL_PENDING
+from xenolith.hypervisor.vcpu import PENDING_SEL, UPCALL_PENDING
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.domain import Capability, Domain
@@ -146,11 +146,8 @@ class NativeKernel:
         self, hv: Hypervisor, name: str, capabilities: Capability, page_count: int = 32, window_tables: int = 1
     ) -> None:
         self._hv = hv
-        self.domain = hv.create_domain(name, 0, 1, capabilities)
+        self.domain = hv.create_native_domain(name, capabilities, self._serve)
         self._vcpu = self.domain.vcpus[0]
-        self._vcpu.periodic_ns = 0
-        self._vcpu.native = self._serve
-        hv.ram.bytes[self._vcpu.info_maddr + UPCALL_MASK] = 0
         self._space = AddressSpace(hv, self.domain, page_count, window_tables)
         self.kept: dict[str, bytearray] = {}
         self.on_failure: Callable[[Exception], None] | None = None
@@ -339,7 +336,7 @@ class NativeKernel:
     def _map_grant_table(self) -> memoryview:
         with self.scratch(8) as frame_list:
             argument = GnttabSetupTable(dom=DOMID_SELF, nr_frames=1, frame_list=frame_list.vaddr)
-            self._grant_op(GNTTABOP_setup_table, argument, 1)
+            self.hypercall(HYPERVISOR_grant_table_op, GNTTABOP_setup_table, argument, 1)
             mfn = int.from_bytes(frame_list.view, "little")
         (vaddr,) = self._space.take_slots(1)
         self.hypercall(HYPERVISOR_update_va_mapping, vaddr, leaf(mfn, True), 0)
@@ -432,9 +429,6 @@ class NativeKernel:
             place.view[:] = b"".join(argument.to_bytes() for argument in arguments)
             self.hypercall(HYPERVISOR_grant_table_op, command, place.vaddr, len(arguments))
             return [kind.from_bytes(place.view[at : at + size]) for at in range(0, len(place.view), size)]
-
-    def _grant_op(self, command: int, argument: Struct, count: int) -> None:
-        self.hypercall(HYPERVISOR_grant_table_op, command, argument, count)
 
     # -- starting again -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from xenolith.abi.domctl import (
     XEN_DOMCTL_createdomain,
     XEN_DOMCTL_destroydomain,
     XEN_DOMCTL_getdomaininfo,
-    XEN_DOMCTL_getvcpuinfo,
     XEN_DOMCTL_max_mem,
     XEN_DOMCTL_max_vcpus,
     XEN_DOMCTL_pausedomain,
@@ -24,7 +23,6 @@ from xenolith.abi.domctl import (
     XEN_DOMCTL_SCHEDOP_putinfo,
     XEN_DOMCTL_scheduler_op,
     XEN_DOMCTL_sendtrigger,
-    XEN_DOMCTL_setdomainhandle,
     XEN_DOMCTL_setvcpucontext,
     XEN_DOMCTL_unpausedomain,
     XEN_DOMINF_blocked,
@@ -36,7 +34,6 @@ from xenolith.abi.domctl import (
     XEN_DOMINF_shutdownshift,
     XenDomctl,
     XenDomctlGetdomaininfo,
-    XenDomctlGetvcpuinfo,
 )
 from xenolith.abi.errno import EAGAIN, ENOMEM, ESRCH, XenError
 from xenolith.abi.event_channel import EvtchnAllocUnbound, EVTCHNOP_alloc_unbound
@@ -58,11 +55,8 @@ from xenolith.abi.memory import (
 from xenolith.abi.mmu import MMUEXT_PIN_L4_TABLE, MmuextOp
 from xenolith.abi.sysctl import (
     XEN_SYSCTL_INTERFACE_VERSION,
-    XEN_SYSCTL_getdomaininfolist,
     XEN_SYSCTL_physinfo,
-    XEN_SYSCTL_readconsole,
     XenSysctl,
-    XenSysctlPhysinfo,
 )
 from xenolith.abi.types import PAGE_SIZE
 from xenolith.abi.vcpu import VcpuGuestContext, VGCF_in_kernel, VGCF_online
@@ -79,8 +73,6 @@ _MAX_MAPTRACK_FRAMES: Final = 1024
 _LARGE_ORDER: Final = 9
 _EXTENTS: Final = 2048
 """Extents that are passed in one call."""
-_INFOS: Final = 64
-_LOG_PIECE: Final = 4096
 _GRANT_ENTRY: Final = GrantEntryV1.sizeof()
 _INTERRUPTS: Final = 0x200
 _CS: Final = 0xE033
@@ -180,11 +172,6 @@ class Control:
     def unpause(self, domid: int) -> None:
         self._do(self._domctl(XEN_DOMCTL_unpausedomain, domid))
 
-    def set_handle(self, domid: int, handle: uuid.UUID) -> None:
-        argument = self._domctl(XEN_DOMCTL_setdomainhandle, domid)
-        argument.u.setdomainhandle.handle = (c_uint8 * 16)(*handle.bytes)
-        self._do(argument)
-
     def set_max_memory(self, domid: int, frames: int) -> None:
         argument = self._domctl(XEN_DOMCTL_max_mem, domid)
         argument.u.max_mem.max_memkb = frames * 4 + _SLACK_KIB
@@ -199,58 +186,13 @@ class Control:
 
     # -- the machine --------------------------------------------------------------------------------------------------
 
-    def _sysctl(self, command: int) -> XenSysctl:
-        return XenSysctl(cmd=command, interface_version=XEN_SYSCTL_INTERFACE_VERSION)
-
-    def _do_sysctl(self, argument: XenSysctl) -> XenSysctl:
-        self._kernel.hypercall(HYPERVISOR_sysctl, argument)
-        return argument
-
-    def all_info(self) -> list[DomainInfo]:
-        """All domains, in the order of their domids."""
-        found: list[DomainInfo] = []
-        size = XenDomctlGetdomaininfo.sizeof()
-        while True:
-            with self._kernel.scratch(size * _INFOS) as place:
-                argument = self._sysctl(XEN_SYSCTL_getdomaininfolist)
-                wanted = argument.u.getdomaininfolist
-                wanted.first_domain = found[-1].domid + 1 if found else 0
-                wanted.max_domains, wanted.buffer = _INFOS, place.vaddr
-                count = self._do_sysctl(argument).u.getdomaininfolist.num_domains
-                data = bytes(place.view)
-            found += [info_from(XenDomctlGetdomaininfo.from_bytes(data[at * size :])) for at in range(count)]
-            if count < _INFOS:
-                return found
-
-    def machine_info(self) -> XenSysctlPhysinfo:
-        """Processors and memory (frames) of the machine."""
-        return self._do_sysctl(self._sysctl(XEN_SYSCTL_physinfo)).u.physinfo
-
     def free_memory(self) -> int:
         """Bytes that no domain has."""
-        return int(self.machine_info().free_pages) * PAGE_SIZE
+        argument = XenSysctl(cmd=XEN_SYSCTL_physinfo, interface_version=XEN_SYSCTL_INTERFACE_VERSION)
+        self._kernel.hypercall(HYPERVISOR_sysctl, argument)
+        return int(argument.u.physinfo.free_pages) * PAGE_SIZE
 
-    def log(self, clear: bool = False) -> bytes:
-        """What the hypervisor has written to its own console's ring."""
-        text = b""
-        while True:
-            with self._kernel.scratch(_LOG_PIECE) as place:
-                argument = self._sysctl(XEN_SYSCTL_readconsole)
-                wanted = argument.u.readconsole
-                wanted.clear, wanted.incremental, wanted.index = clear, True, len(text)
-                wanted.buffer, wanted.count = place.vaddr, _LOG_PIECE
-                count = self._do_sysctl(argument).u.readconsole.count
-                text += bytes(place.view[:count])
-            if not count:
-                return text
-
-    # -- vCPUs and their scheduling -----------------------------------------------------------------------------------
-
-    def vcpu_info(self, domid: int, number: int) -> XenDomctlGetvcpuinfo:
-        """Whether a vCPU is up and runs, and its processor time. Raises XenError(ESRCH or ENOENT)."""
-        argument = self._domctl(XEN_DOMCTL_getvcpuinfo, domid)
-        argument.u.getvcpuinfo.vcpu = number
-        return self._do(argument).u.getvcpuinfo
+    # -- scheduling ---------------------------------------------------------------------------------------------------
 
     def scheduling(self, domid: int) -> tuple[int, int]:
         """A domain's weight and cap (percent of one processor, 0 for none)."""

@@ -29,7 +29,7 @@ from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.images import Prepared
-from xenolith.toolstack.roles import Roles, implied_services
+from xenolith.toolstack.roles import NEEDED_SERVICES, Roles, implied_services
 from xenolith.toolstack.serial_line import SerialLine
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ _OVERHEAD_BYTES: Final = 8 << 20
 """Frames for the hypervisor itself: its tables, and what it shares with domains."""
 _VIRTUAL_NS_PER_BYTE: Final = 0.25
 """Virtual time for each byte of code executed: about a thousand million instructions a second."""
-_NEEDED_SERVICES: Final = ("store", "console", "builder")
 Sink = Callable[[bytes], None]
 
 
@@ -204,7 +203,7 @@ class Machine:
 
     def _require_services(self) -> None:
         """A guest needs a store, a console and a toolstack; where the description has none, one domain has them."""
-        missing = [name for name in _NEEDED_SERVICES if self._roles.domid_of_service(name) is None]
+        missing = [name for name in NEEDED_SERVICES if self._roles.domid_of_service(name) is None]
         if missing:
             self.start_service(implied_services(tuple(missing)))
 

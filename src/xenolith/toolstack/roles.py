@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from xenolith.services.network.networks import Networks
 
 _IMPLIED_MEMORY: Final = 1 << 20
-_IMPLIED_NEEDS: Final = {
+NEEDED_SERVICES: Final = {
     "store": Capability.STORE,
     "console": Capability.NONE,
     "builder": Capability.CREATE,
 }
+"""What every guest needs, and what a domain must be able to do for it."""
 _BUILDER_TABLES: Final = 160
 """L1 tables for what a builder maps of a new guest at once: 320 MiB."""
 _BLOCK_TABLES: Final = 32
@@ -42,7 +43,7 @@ def implied_services(names: tuple[str, ...]) -> DomainConfig:
     """A domain for services that every guest needs and that no domain of a description has."""
     capabilities = Capability.NONE
     for name in names:
-        capabilities |= _IMPLIED_NEEDS[name]
+        capabilities |= NEEDED_SERVICES[name]
     return DomainConfig("services", memory=_IMPLIED_MEMORY, capabilities=capabilities, services=names)
 
 
