@@ -17,25 +17,35 @@ if TYPE_CHECKING:
 @click.option("--kernel", help="The kernel whose modules are taken: a file or a name that `xenolith kernels` lists.")
 @click.option("--module", "modules", multiple=True, metavar="M", help="Load this module, and what it needs, at boot.")
 @click.option("--file", "files", multiple=True, metavar="SRC:DST", help="Put a file or directory into the guest.")
+@click.option("--tools", is_flag=True, help="Put Debian's xl and its daemons into it (`xenolith pull debian-dom0`).")
 @click.option(
     "--exec", "shell_command", metavar="CMD", help="Run this shell command, report its exit status, power off."
 )
 def command(
-    output: Path, kernel: str | None, modules: tuple[str, ...], files: tuple[str, ...], shell_command: str | None
+    output: Path,
+    kernel: str | None,
+    modules: tuple[str, ...],
+    files: tuple[str, ...],
+    tools: bool,
+    shell_command: str | None,
 ) -> None:
-    """Build a ramdisk. Without --exec it gives a shell on the console."""
+    """Build a ramdisk. Without --exec it gives a shell on the console.
+
+    One with --tools is for a control domain, here or on Xen itself.
+    """
     from xenolith.cli.terminal import progress_bar
     from xenolith.loader import registry
     from xenolith.loader.initramfs import ExtraFile, Initramfs, standard_modules
 
     with progress_bar() as progress:
-        tree = _module_tree(kernel, progress) if kernel or modules else None
+        tree = _module_tree(kernel, progress) if kernel or modules or tools else None
         busybox = registry.busybox() or registry.pull_busybox(progress)
     ramdisk = Initramfs(
         busybox=busybox,
         command=shell_command,
-        modules=(*standard_modules(tree), *modules),
+        modules=(*standard_modules(tree, tools=tools), *modules),
         module_tree=tree,
+        tools=registry.debian_dom0() if tools else None,
         files=tuple(map(ExtraFile.parse, files)),
     ).build()
     _write(output, ramdisk)

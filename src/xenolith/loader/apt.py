@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -23,6 +23,7 @@ _KEYRINGS: Final = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
 _TIMEOUT_SECONDS: Final = 20
+_FIELD: Final = re.compile(r"^([\w-]+): (.*)$", re.MULTILINE)
 _UNREACHABLE: Final = re.compile(
     r"(?i)temporary failure|could not resolve|could not connect|cannot initiate|timed out|unreachable|connection failed"
 )
@@ -62,12 +63,31 @@ class Apt:
             if found is None:
                 raise UserError(f"the package {name} names no kernel package any more")
             name, fields = found[1], self._show(found[1])
-        return Package(name, fields["Version"], int(fields.get("Installed-Size", "0")) << 10)
+        return _package(name, fields)
+
+    def package(self, name: str) -> Package:
+        """The package of that name."""
+        return _package(name, self._show(name))
+
+    def libraries_of(self, packages: Iterable[str]) -> list[str]:
+        """The packages of shared libraries on which these depend, by themselves or through such packages."""
+        found: dict[str, None] = {}
+        level = list(packages)
+        while level:
+            depends = [name for fields in self._show_all(level) for name in _depends(fields) if name not in found]
+            level = [fields["Package"] for fields in self._show_all(depends) if fields.get("Section") == "libs"]
+            level = [name for name in dict.fromkeys(level) if name not in found]
+            found |= dict.fromkeys(level)
+        return list(found)
 
     def download(self, package: str) -> Path:
         """Fetch a package file; apt has checked it against the signed lists."""
-        self._fetch(f"fetching {package}", "download", package)
-        return next(self._directory.glob(f"{package}_*.deb"))
+        return self.download_all([package])[0]
+
+    def download_all(self, packages: Sequence[str]) -> list[Path]:
+        """Fetch package files, in this order."""
+        self._fetch(f"fetching {' '.join(packages)}", "download", *packages)
+        return [next(self._directory.glob(f"{package}_*.deb")) for package in packages]
 
     def _options(self) -> list[str]:
         settings = {
@@ -94,12 +114,17 @@ class Apt:
 
     def _show(self, package: str) -> dict[str, str]:
         """The fields of the package's candidate version."""
-        command = ["apt-cache", *self._options(), "show", "--no-all-versions", package]
-        result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
-        fields = dict(re.findall(r"^([\w-]+): (.*)$", result.stdout, re.MULTILINE))
-        if result.returncode or "Version" not in fields:
+        fields = next(iter(self._show_all([package])), {})
+        if "Version" not in fields:
             raise UserError(f"the distribution has no package {package} (any more)")
         return fields
+
+    def _show_all(self, packages: Iterable[str]) -> list[dict[str, str]]:
+        """The fields of the candidate versions of these packages, without those that are none."""
+        names = list(packages)
+        command = ["apt-cache", *self._options(), "show", "--no-all-versions", *names]
+        result = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+        return [dict(_FIELD.findall(text)) for text in result.stdout.split("\n\n") if text.strip()]
 
     def _fetch(self, what: str, *arguments: str) -> None:
         """Run apt-get and report its progress. UserError if it fails."""
@@ -134,6 +159,16 @@ class Apt:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
+
+
+def _depends(fields: dict[str, str]) -> list[str]:
+    """The packages that a package cannot do without; of alternatives the first."""
+    both = f"{fields.get('Pre-Depends', '')},{fields.get('Depends', '')}"
+    return re.findall(r"(?:^|,)\s*([a-z0-9][a-z0-9+.-]+)", both)
+
+
+def _package(name: str, fields: dict[str, str]) -> Package:
+    return Package(name, fields["Version"], int(fields.get("Installed-Size", "0")) << 10)
 
 
 def _environment() -> dict[str, str]:

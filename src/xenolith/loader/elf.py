@@ -22,10 +22,12 @@ PF_X: Final = 1
 PF_W: Final = 2
 SHT_SYMTAB: Final = 2
 SHT_STRTAB: Final = 3
+SHT_DYNAMIC: Final = 6
 SHT_NOTE: Final = 7
 SHT_NOBITS: Final = 8
 SHF_ALLOC: Final = 2
 SHF_EXECINSTR: Final = 4
+DT_NEEDED: Final = 1
 
 MACHINE_NAMES: Final = {
     EM_386: "x86 (32-bit)",
@@ -225,3 +227,18 @@ def _string(table: bytes, offset: int) -> str:
     """The NUL-terminated string at `offset` of a string table; empty beyond its end."""
     end = table.find(b"\0", offset)
     return table[offset : end if end >= 0 else len(table)].decode("utf-8", "replace")
+
+
+def needed_libraries(elf: ElfFile) -> Iterator[str]:
+    """The file names of the shared libraries that a 64-bit ELF file asks for (DT_NEEDED).
+
+    Taken from the sections, which distributions' files keep.
+    """
+    dynamic = next((header for header in elf.sections if header.type == SHT_DYNAMIC), None)
+    if dynamic is None or dynamic.link >= len(elf.sections) or elf.bits != 64:
+        return
+    names = bytes(elf.section_data(elf.sections[dynamic.link]))
+    data = elf.section_data(dynamic)
+    for tag, value in struct.iter_unpack("<QQ", data[: len(data) // 16 * 16]):
+        if tag == DT_NEEDED:
+            yield _string(names, value)

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import tarfile
 import tempfile
 import threading
 import time
@@ -19,6 +17,8 @@ from typing import Final
 
 from xenolith.errors import UserError
 from xenolith.loader.apt import Apt, Package
+from xenolith.loader.debian_dom0 import Tree
+from xenolith.loader.package_tree import gather, members
 from xenolith.loader.registry import MANIFEST, Progress, Source, shelf
 
 _UNFINISHED: Final = ".new-"
@@ -36,7 +36,7 @@ _UNWANTED_MODULES: Final = (
 """Directories of modules, half of a package by size, for hardware that no machine of ours has."""
 
 
-def fetch(sources: Iterable[Source], suites: Iterable[str], progress: Progress) -> None:
+def fetch(sources: Iterable[Source | Tree], suites: Iterable[str], progress: Progress) -> None:
     """Bring things of the same suites. What is brought appears on the shelf complete or not at all.
 
     UserError if there is no apt-get, the registry cannot be reached, a package is damaged, or the disk is full.
@@ -74,13 +74,15 @@ def _orderly_end() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _bring(wanted: Source, apt: Apt, work: Path, progress: Progress) -> None:
+def _bring(wanted: Source | Tree, apt: Apt, work: Path, progress: Progress) -> None:
     """Fetch one thing, unpack it in `work`, and put it in its place."""
-    package = apt.resolve(wanted)
-    deb = apt.download(package.name)
     tree, place = work / "tree", shelf() / wanted.alias
     tree.mkdir(parents=True)
-    _unpack(deb, package, tree, wanted, progress)
+    if isinstance(wanted, Tree):
+        package = gather(wanted, apt, tree, progress)
+    else:
+        package = apt.resolve(wanted)
+        _unpack(apt.download(package.name), package, tree, wanted, progress)
     _write_manifest(tree, wanted, package)
     if place.exists():
         os.rename(place, work / "old")
@@ -99,49 +101,26 @@ def _unpack(deb: Path, package: Package, tree: Path, wanted: Source, progress: P
     import zstandard
 
     compressor = zstandard.ZstdCompressor(level=3)
-    for path, data, mode, position in _members(deb, wanted):
-        target = tree / path
+    for path, member in members(deb, lambda path: _is_wanted(_plain_path(path), wanted)):
+        if member.link is not None:
+            continue
+        target = tree / _plain_path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".ko":
-            target.with_name(target.name + ".zst").write_bytes(compressor.compress(data))
+            target.with_name(target.name + ".zst").write_bytes(compressor.compress(member.data))
         else:
-            target.write_bytes(data)
-            target.chmod(mode & 0o755)
-        progress(f"unpacking {package.name}", min(position / max(package.size, 1), 1.0))
+            target.write_bytes(member.data)
+            target.chmod(member.mode & 0o755)
+        progress(f"unpacking {package.name}", min(member.end / max(package.size, 1), 1.0))
     progress(f"unpacking {package.name}", 1.0)
 
 
-def _members(deb: Path, wanted: Source) -> Iterator[tuple[PurePosixPath, bytes, int, int]]:
-    """The wanted files of a package: path, contents, mode, and how many bytes into the archive they end."""
-    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                for member in archive:
-                    path = _plain_path(member.name)
-                    if member.isreg() and _is_wanted(path, wanted):
-                        file = archive.extractfile(member)
-                        assert file is not None
-                        yield path, file.read(), member.mode, member.offset_data + member.size
-            process.stdout.read()
-        except tarfile.TarError as error:
-            raise UserError(f"the package {deb.name} is damaged: {error}") from None
-        finally:
-            process.stdout.close()
-    if process.returncode:
-        raise UserError(f"the package {deb.name} is damaged")
-
-
-def _plain_path(name: str) -> PurePosixPath:
+def _plain_path(path: PurePosixPath) -> PurePosixPath:
     """A path in a package, without the leading usr/ that merged file systems made a matter of taste."""
-    path = PurePosixPath(name.removeprefix("./"))
     return PurePosixPath(*path.parts[1:]) if path.parts[:1] == ("usr",) else path
 
 
 def _is_wanted(path: PurePosixPath, wanted: Source) -> bool:
-    if ".." in path.parts or path.is_absolute():
-        return False
     if fnmatch(str(path), wanted.file):
         return True
     if not wanted.modules or path.parts[:2] != ("lib", "modules"):
@@ -150,7 +129,7 @@ def _is_wanted(path: PurePosixPath, wanted: Source) -> bool:
     return not "/".join(path.parts[4:]).startswith(_UNWANTED_MODULES)
 
 
-def _write_manifest(tree: Path, wanted: Source, package: Package) -> None:
+def _write_manifest(tree: Path, wanted: Source | Tree, package: Package) -> None:
     """Note what the tree is, for `pulled` to read. UserError if the package did not hold the file."""
     file = next(iter(sorted(tree.glob(wanted.file))), None)
     if file is None:

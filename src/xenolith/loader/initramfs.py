@@ -12,11 +12,14 @@ from typing import Final
 
 from xenolith.errors import UserError
 from xenolith.loader import cpio
+from xenolith.loader.debian_dom0 import MODULES as CONTROL_MODULES
+from xenolith.loader.debian_dom0 import START
 from xenolith.loader.exit_marker import EXIT_MARKER
 from xenolith.loader.modules import Module, ModuleTree
 
 _COMMAND: Final = "etc/xenolith/command"
 _MODULES: Final = "etc/xenolith/modules"
+_TOOLS: Final = "etc/xenolith/tools"
 
 _KERNEL_RUNS: Final = ("poweroff", "reboot", "modprobe")
 """What Linux itself starts, by its full path below /sbin: when it is asked to end, and when it lacks a module."""
@@ -44,6 +47,7 @@ name=guest
 grep -q control_d /proc/xen/capabilities 2>/dev/null && name=dom0
 hostname "$name"
 [ -e /sys/class/net/eth0 ] && sh /etc/xenolith/network
+[ -e /etc/xenolith/tools ] && . /etc/xenolith/tools
 # busybox's poweroff, halt and reboot send these signals to process 1, which hears them because it only waits.
 trap 'poweroff -f' USR2
 trap 'halt -f' USR1
@@ -147,6 +151,8 @@ class Initramfs:
     modules: tuple[str, ...] = ()
     module_tree: ModuleTree | None = None
     files: tuple[ExtraFile, ...] = ()
+    tools: Path | None = None
+    """The tree of a control domain's tools (`debian_dom0`), whose daemons are started before all else."""
 
     def build(self) -> bytes:
         """The ramdisk: an uncompressed cpio archive, which a kernel under emulation unpacks quickest.
@@ -178,6 +184,9 @@ class Initramfs:
         if self.command is not None:
             yield cpio.file(_COMMAND, self.command.encode("utf-8", "surrogateescape") + b"\n")
         yield from self._module_entries()
+        if self.tools is not None:
+            yield cpio.file(_TOOLS, START.encode())
+            yield from _extra_entries(ExtraFile(self.tools, "/"))
         for extra in self.files:
             yield from _extra_entries(extra)
 
@@ -202,10 +211,11 @@ class Initramfs:
         return self.module_tree.closure(self.modules)
 
 
-def standard_modules(tree: ModuleTree | None, kinds: Iterable[str] = ()) -> tuple[str, ...]:
-    """The modules that every guest should have, as far as the kernel has them as modules: xenfs, for /proc/xen, and the
-    drivers for devices of these `kinds` ("vbd", "vif", "9pfs")."""
-    wanted = ("xenfs", *(name for kind in kinds for name in _DRIVERS[kind]))
+def standard_modules(tree: ModuleTree | None, kinds: Iterable[str] = (), *, tools: bool = False) -> tuple[str, ...]:
+    """The modules that every guest should have, as far as the kernel has them as modules: xenfs, for /proc/xen, the
+    drivers for devices of these `kinds` ("vbd", "vif", "9pfs"), and what a control domain's `tools` need."""
+    needed = CONTROL_MODULES if tools else ()
+    wanted = ("xenfs", *(name for kind in kinds for name in _DRIVERS[kind]), *needed)
     return tuple(name for name in wanted if tree is not None and name in tree)
 
 

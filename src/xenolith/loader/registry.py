@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
 from xenolith.loader.cache import cache_directory
+from xenolith.loader.debian_dom0 import DEBIAN_DOM0, Tree
 from xenolith.loader.elf import EM_X86_64, PT_INTERP, ElfFile
 
 Progress = Callable[[str, float], None]
@@ -79,7 +80,7 @@ SOURCES: Final = (
 
 _BUSYBOX: Final = Source("busybox", "busybox for ramdisks", _BOOKWORM, "busybox-static", "bin/busybox")
 _PASST: Final = Source("passt", "user-mode networking", _BOOKWORM, "passt", "bin/passt*")
-_TOOLS: Final = (_BUSYBOX, _PASST)
+_TOOLS: Final = (_BUSYBOX, _PASST, DEBIAN_DOM0)
 """What `xenolith pull` knows besides kernels."""
 
 
@@ -130,6 +131,14 @@ def tool(alias: str) -> Path | None:
     return found.file if found is not None else None
 
 
+def debian_dom0() -> Path:
+    """The tree of a control domain's tools. UserError if it was not pulled."""
+    alias = DEBIAN_DOM0.alias
+    if pulled(alias) is None:
+        raise UserError(f"'{alias}' is not in the cache", f"'xenolith pull {alias}' brings it from the registry")
+    return _place(alias)
+
+
 def pull(alias: str, progress: Progress) -> Pulled:
     """Bring a tool, or a kernel of SOURCES, its modules, and a busybox if there is none yet, into the cache.
 
@@ -140,10 +149,18 @@ def pull(alias: str, progress: Progress) -> Pulled:
     if wanted is None:
         known = ", ".join(candidate.alias for candidate in (*SOURCES, *_TOOLS))
         raise UserError(f"there is nothing called '{alias}' to pull", f"known are {known}")
-    sources = (_BUSYBOX, wanted) if wanted.modules and busybox() is None else (wanted,)
+    sources = (*_companions(wanted), wanted)
     for suites, group in groupby(sources, lambda candidate: candidate.suites):
         _fetch(tuple(group), suites, progress)
     return _result(wanted)
+
+
+def _companions(wanted: Source | Tree) -> Iterator[Source]:
+    """What else is brought, if there is none yet: a ramdisk needs busybox, a control domain's tools a kernel."""
+    if (isinstance(wanted, Tree) or wanted.modules) and busybox() is None:
+        yield _BUSYBOX
+    if isinstance(wanted, Tree) and pulled(SOURCES[0].alias) is None:
+        yield SOURCES[0]
 
 
 def pull_busybox(progress: Progress) -> Path:
@@ -152,14 +169,14 @@ def pull_busybox(progress: Progress) -> Path:
     return _result(_BUSYBOX).file
 
 
-def _fetch(sources: Iterable[Source], suites: Iterable[str], progress: Progress) -> None:
+def _fetch(sources: Iterable[Source | Tree], suites: Iterable[str], progress: Progress) -> None:
     # Found kernels are the rule: what fetching takes is imported when it is needed.
     from xenolith.loader.fetch import fetch
 
     fetch(sources, suites, progress)
 
 
-def _result(wanted: Source) -> Pulled:
+def _result(wanted: Source | Tree) -> Pulled:
     found = pulled(wanted.alias)
     if found is None:
         raise UserError(f"'{wanted.alias}' was pulled, but something else has removed it from {_place(wanted.alias)}")

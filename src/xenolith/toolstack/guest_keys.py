@@ -126,8 +126,9 @@ KEYS: Final[dict[str, Key]] = {
         values.text,
         "file",
         "made by Xenolith",
-        "The initramfs. A Linux kernel without one gets busybox and a shell, or what `exec` says.",
-        locate=values.existing_file,
+        "The initramfs. A Linux kernel without one gets busybox and a shell, or what `exec` says; `debian-dom0` is that"
+        " with Debian's `xl` and its daemons, which `xenolith pull debian-dom0` brings.",
+        locate=values.ramdisk,
     ),
     "cmdline": Key(
         "cmdline",

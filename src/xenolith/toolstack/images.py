@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from xenolith.errors import UserError
 from xenolith.loader import kernels
+from xenolith.loader.debian_dom0 import DEBIAN_DOM0
 from xenolith.loader.image import KernelImage
 from xenolith.loader.ramdisk import read_ramdisk
 
@@ -53,11 +54,13 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
         )
     linux = image.notes is not None and image.notes.is_linux
     ramdisk: bytes | memoryview | None = None
-    if wanted.ramdisk is not None:
+    tools = _tools(wanted.ramdisk) if linux else None
+    if wanted.ramdisk is not None and tools is None:
         ramdisk = read_ramdisk(wanted.ramdisk, linux=linux)
     elif linux:
-        ramdisk = _ramdisk(kernel, wanted, progress)
-    if wanted.command is not None and (wanted.ramdisk is not None or not linux):
+        ramdisk = _ramdisk(kernel, wanted, tools, progress)
+    is_made = linux and (wanted.ramdisk is None or tools is not None)
+    if wanted.command is not None and not is_made:
         raise UserError(
             "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
         )
@@ -77,7 +80,15 @@ def linux_cmdline(given: str, vcpus: int) -> str:
     return " ".join([*defaults, given]).rstrip()
 
 
-def _ramdisk(kernel: kernels.Kernel, wanted: Wanted, progress: Progress) -> bytes:
+def _tools(ramdisk: Path | None) -> Path | None:
+    """The tree of a control domain's tools, if it is named in the place of a ramdisk. UserError if it is not there."""
+    from xenolith.loader import registry
+
+    named = ramdisk == Path(DEBIAN_DOM0.alias) and not ramdisk.exists()
+    return registry.debian_dom0() if named else None
+
+
+def _ramdisk(kernel: kernels.Kernel, wanted: Wanted, tools: Path | None, progress: Progress) -> bytes:
     from xenolith.loader import registry
     from xenolith.loader.initramfs import Initramfs, standard_modules
     from xenolith.loader.modules import ModuleTree
@@ -87,6 +98,7 @@ def _ramdisk(kernel: kernels.Kernel, wanted: Wanted, progress: Progress) -> byte
     return Initramfs(
         busybox=registry.busybox() or registry.pull_busybox(progress),
         command=wanted.command,
-        modules=standard_modules(tree, [kind for kind, devices in kinds.items() if devices]),
+        modules=standard_modules(tree, [kind for kind, devices in kinds.items() if devices], tools=tools is not None),
         module_tree=tree,
+        tools=tools,
     ).build()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from xenolith.hypervisor.domain import Capability
+from xenolith.loader.debian_dom0 import DEBIAN_DOM0
 from xenolith.toolstack.config import DEFAULT_SERVICE_MEMORY, SERVICES, DomainConfig, control_domain
 
 _SPLIT: Final = {
@@ -29,7 +32,7 @@ def _split() -> list[DomainConfig]:
 
 
 def _dom0() -> list[DomainConfig]:
-    return [control_domain()]
+    return [replace(control_domain(), ramdisk=Path(DEBIAN_DOM0.alias))]
 
 
 def _native(name: str, services: tuple[str, ...], capabilities: Capability) -> DomainConfig:

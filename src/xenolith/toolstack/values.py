@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from xenolith.errors import UserError
+from xenolith.loader.debian_dom0 import DEBIAN_DOM0
 
 _SIZE: Final = re.compile(r"(\d{1,18})\s*(|B|KiB|MiB|GiB|K|M|G|kB|KB|MB|GB)", re.IGNORECASE | re.ASCII)
 _UNITS: Final = {
@@ -182,6 +183,12 @@ def existing_file(given: str, directory: Path) -> Path:
     if not os.path.exists(path):  # which, unlike Path, takes any name
         raise UserError(f"there is no file {path}", "name a file that exists, relative to the one that says so")
     return path
+
+
+def ramdisk(given: str, directory: Path) -> Path:
+    """A file, or else the name of a file system that was pulled."""
+    is_file = os.path.exists(located(given, directory))
+    return Path(given) if given == DEBIAN_DOM0.alias and not is_file else existing_file(given, directory)
 
 
 def kernel(given: str, directory: Path) -> str:

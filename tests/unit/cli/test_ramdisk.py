@@ -93,3 +93,10 @@ def test_a_place_that_cannot_be_written(kernel: Path, tmp_path: Path) -> None:
         assert isinstance(result.exception, UserError)
         assert "cannot be written" in result.exception.message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot", "busybox", "dir", "lib"]
+
+
+def test_tools_must_have_been_pulled(kernel: Path, tmp_path: Path) -> None:
+    result = run("-o", str(tmp_path / "out"), "--kernel", str(kernel), "--tools")
+    assert isinstance(result.exception, UserError)
+    assert "pull debian-dom0" in result.exception.hint
+    assert not (tmp_path / "out").exists()

@@ -150,3 +150,19 @@ def test_init_reports_with_the_marker(busybox: Path) -> None:
     script = contents(Initramfs(busybox))["init"].data.decode()
     assert f'echo "{EXIT_MARKER}$status"' in script
     assert "@" not in script
+
+
+def test_a_control_domain_s_tools(busybox: Path, tmp_path: Path) -> None:
+    """Their tree goes to the root as it is, and init starts the daemons."""
+    (tmp_path / "tree/usr/bin").mkdir(parents=True)
+    (tmp_path / "tree/usr/bin/xl").write_bytes(b"xl")
+    (tmp_path / "tree/usr/bin/xen").symlink_to("xl")
+    tree = make_tree(tmp_path, {"xenfs.ko": module(), "loop.ko": module(), "tun.ko": module()})
+    assert standard_modules(tree) == ("xenfs",)
+    files = contents(
+        Initramfs(busybox, modules=standard_modules(tree, tools=True), module_tree=tree, tools=tmp_path / "tree")
+    )
+    assert (files["usr/bin/xl"].data, files["usr/bin/xen"].data) == (b"xl", b"xl")
+    assert files["etc/xenolith/modules"].data == b"kernel/xenfs.ko\nkernel/loop.ko\nkernel/tun.ko\n"
+    assert b"/etc/xenolith/tools" in files["init"].data
+    assert b"xenstored " in files["etc/xenolith/tools"].data

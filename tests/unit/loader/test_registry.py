@@ -7,6 +7,7 @@ import os
 import signal
 import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ indextargets) echo "bookworm main http://mirror.example/debian"; exit 0;;
 update) {update};;
 download) {download}
     echo "dlstatus:1:50.0:half" > /dev/fd/"$fd"
-    cp {debs}/"$2".deb "$2"_1%3a2_amd64.deb;;
+    shift
+    for name; do cp {debs}/"$name".deb "$name"_1%3a2_amd64.deb; done;;
 esac
 """
 
@@ -46,7 +48,7 @@ class Apt:
         self.log.touch()
         self.packages: dict[str, str] = {}
         self.script("apt-get")
-        self.write("apt-cache", '#!/bin/sh\nfor name; do :; done\ncat "{0}/$name.show" 2>/dev/null\n')
+        self.write("apt-cache", '#!/bin/sh\nfor name; do cat "{0}/$name.show" 2>/dev/null && echo; done\n')
         self.write("dpkg-deb", '#!/bin/sh\ncat "$2"\n')
 
     def write(self, name: str, text: str) -> None:
@@ -63,11 +65,16 @@ class Apt:
             (self.directory / f"{name}.deb").write_bytes(tar(files))
 
 
-def tar(files: dict[str, bytes]) -> bytes:
+def tar(files: Mapping[str, bytes | str]) -> bytes:
+    """An archive of files, and of links where their targets are given."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(f"./{name}")
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.SYMTYPE, data
+                archive.addfile(info)
+                continue
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
         link = tarfile.TarInfo("./boot/vmlinuz-link")
