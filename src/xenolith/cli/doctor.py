@@ -113,4 +113,6 @@ def _engine(engine: EngineReport) -> str:
         words.append(f"{engine.exit_us} µs an exit")
     if engine.million_instructions_per_second is not None:
         words.append(f"{engine.million_instructions_per_second:.0f} million instructions a second in a tight loop")
+    if engine.runs_loops is not None:
+        words.append(f"hot loops run {'on the host processor' if engine.runs_loops else 'in the emulator'}")
     return "; ".join(words)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from xenolith.cpu.breakpoints import Breakpoints
 from xenolith.cpu.engine import Cpu, ExitHandler
+from xenolith.cpu.hot_loops import HotLoops
 from xenolith.cpu.registers import (
     CR0_AM,
     CR0_ET,
@@ -306,6 +307,10 @@ class UnicornEngine:
         self._entries = 0
         self._emu_start = self._lib.uc_emu_start
         self._emu_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
+        self._kicked = False
+        self._hot_loops: HotLoops | None = None
+        self._left_loop = False
+        self._goes_on_at: int | None = None
         self.preemptible = False
         self.preemptible = self._enable_safe_stop(ram, self._mapped[0].stop - 4096)
         self._prove_exceptions(ram, self._mapped[0].stop - 4096)
@@ -316,7 +321,14 @@ class UnicornEngine:
         self._denied: bytes | None = None
         self._stepped_syscall = False
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
-        self._ram = ram
+        if self.preemptible and _executable_pages():
+            self._hot_loops = HotLoops(ram, self._mapped[:], _page_of_code, self._watch_block, self._unwatch_block)
+            self._on_watched_block = _ON_BLOCK(self._enter_loop)
+
+    @property
+    def runs_loops(self) -> bool:
+        """Whether the host's processor runs hot loops of guests."""
+        return self._hot_loops is not None
 
     def _map_ram(self, ram: Ram, addresses: range) -> None:
         self._check(
@@ -469,9 +481,12 @@ class UnicornEngine:
             begin(processor)
             if self._breakpoints.alone:
                 return
-            self._entries += 1
-            if self._entries > _SPIN_ENTRIES:
-                self._spin()
+            if self._left_loop:
+                self._leave_loop()
+            else:
+                self._entries += 1
+                if self._entries > _SPIN_ENTRIES:
+                    self._spin()
             if self._stopping.value:
                 self._stopping.value = 0
                 self._lib.uc_emu_stop(self._uc)
@@ -685,7 +700,10 @@ class UnicornEngine:
         self._hook(_HOOK_INSN, _ON_SKIP(rdtsc), _INS_RDTSC)
         self._hook(_HOOK_INSN, _ON_SKIP(rdtscp), _INS_RDTSCP)
 
-    def _hook(self, kind: int, callback: Any, instruction: int = 0, user_data: int = 0) -> int:
+    def _hook(
+        self, kind: int, callback: Any, instruction: int = 0, user_data: int = 0, first: int = 1, last: int = 0
+    ) -> int:
+        """Have `callback` called; `first` and `last` limit where, if they are the first and last of addresses."""
         handle = ctypes.c_size_t()
         self._keep.append(callback)
         self._check(
@@ -695,8 +713,8 @@ class UnicornEngine:
                 kind,
                 ctypes.cast(callback, ctypes.c_void_p),
                 ctypes.c_void_p(user_data),
-                ctypes.c_uint64(1),
-                ctypes.c_uint64(0),
+                ctypes.c_uint64(first),
+                ctypes.c_uint64(last),
                 instruction,
             ),
             "install a hook",
@@ -714,10 +732,16 @@ class UnicornEngine:
         if self._breakpoints.armed:
             self._breakpoints.resume()
         self._entries = 0
+        if self._current is not None:  # the library takes all flags from here when it begins, and only then
+            self._words[_EFLAGS // 8] = self._current.flags
         result = self._emu_start(self._uc, self._words[RIP], _NOWHERE, 0, 0)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if self._kicked:
+            self._kicked = False
+            if self._hot_loops is not None:
+                self._hot_loops.stopped_at(self._words[RIP], self._cr3.value)
         if result and self._handler is not None:
             self._handler.on_failure(f"the emulator cannot go on (Unicorn error {result})")
 
@@ -760,10 +784,46 @@ class UnicornEngine:
 
     def kick(self) -> None:
         if self.preemptible:
+            self._kicked = True
             self.stop()
+
+    # -- hot loops ----------------------------------------------------------------------------------------------------
+
+    def _watch_block(self, address: int, maddr: int) -> int:
+        """Have `_enter_loop` called whenever a block of code begins at `address`."""
+        hook = self._hook(_HOOK_BLOCK, self._on_watched_block, first=address, last=address)
+        self.invalidate_code(maddr, 1)
+        return hook
+
+    def _unwatch_block(self, hook: int, address: int) -> None:
+        self._lib.uc_hook_del(self._uc, ctypes.c_size_t(hook))
+
+    def _enter_loop(self, _uc: int, address: int, _size: int, _data: int) -> None:
+        """Run a loop natively, if nobody wants to see its single steps. RIP cannot be changed within a block, so the
+        library has to pause (`_leave_loop`)."""
+        loops, cpu = self._hot_loops, self._current
+        if self._breakpoints.armed or self._words[_EFLAGS // 8] & _TF_RF or self._stopping.value:
+            return
+        if loops is None or cpu is None or not self._longs[_HFLAGS // 4] & _HF_CS64:
+            return
+        try:
+            self._goes_on_at = loops.run(address, self._cr3.value, cpu, self._stopping)
+            self._left_loop = self._goes_on_at is not None or loops.has_worthless
+        except BaseException as error:
+            self._guard(error)
+        if self._left_loop:
+            self._lib.cpu_exit(self._cpu_pointer)
+
+    def _leave_loop(self) -> None:
+        self._left_loop = False
+        if self._goes_on_at is not None:
+            self._words[RIP], self._goes_on_at = self._goes_on_at, None
+        if self._hot_loops is not None:
+            self._hot_loops.clean_up()
 
     def count_work(self) -> None:
         """Count executed code from now on. Must be called before anything runs: translated code does not change."""
+        self._hot_loops = None  # whose iterations would not be counted
         self._work = (ctypes.c_int64 * 5)(
             _UNLIMITED,
             0,
@@ -834,6 +894,15 @@ class UnicornEngine:
         env = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._live))
         self._lib.cpu_x86_cpuid_x86_64(ctypes.c_void_p(env), leaf, subleaf, *(ctypes.byref(o) for o in out))
         return (out[0].value, out[1].value, out[2].value, out[3].value)
+
+
+def _executable_pages() -> bool:
+    """Whether native code can be made."""
+    try:
+        _page_of_code(b"").close()
+    except (OSError, NotImplementedError):
+        return False
+    return True
 
 
 def _page_of_code(code: bytes) -> mmap.mmap:

@@ -40,6 +40,8 @@ class EngineReport:
     exit_us: float | None = None
     """Microseconds from the guest to an empty handler and back."""
     million_instructions_per_second: float | None = None
+    runs_loops: bool | None = None
+    """Whether the host's processor runs a guest's small hot loops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ def unicorn() -> EngineReport:
             about="emulates on any host; state overlay verified",
             version=version,
             preemptible=bench.engine.preemptible,
+            runs_loops=bench.engine.runs_loops,
             exit_us=round(bench.exit_us(), 2),
             million_instructions_per_second=round(bench.million_instructions_per_second()),
         )

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.unit.cpu.bench import ALL, CODE, DATA, FREE, NX, Bench
+from tests.unit.cpu.bench import ALL, CODE, DATA, FREE, NX, ROOT, Bench
 from xenolith.cpu import unicorn
-from xenolith.cpu.registers import RAX
+from xenolith.cpu.registers import CF, DF, FLAGS_FIXED, IF, OF, RAX, ZF
 
 SYSCALL = "0f05"
 SPIN = "ebfe"
@@ -90,6 +90,21 @@ def test_a_guest_that_spins_is_stopped(bench: Bench) -> None:
     with Kicker(bench, delay=0.02, forever=False):
         assert bench.run(SPIN) == []
     assert bench["rip"] == CODE
+
+
+def test_flags_outlive_a_stop_and_another_processor(bench: Bench) -> None:
+    """jmp to the next (stopped before it); pushfq; pop rax; syscall"""
+    flags = CF | ZF | OF | DF | IF | FLAGS_FIXED
+    bench.cpu.flags = flags
+    bench.put("eb00 9c 58" + SYSCALL)
+    bench.engine.kick()
+    assert bench.run() == []
+    other = bench.new_cpu()
+    bench.engine.switch_to(other)
+    bench.engine.switch_to(bench.cpu)
+    bench.engine.load_root(ROOT)
+    assert bench.resume() == [("syscall",)]
+    assert bench["rax"] == flags
 
 
 def test_a_kick_before_the_run_is_not_lost(bench: Bench) -> None:
