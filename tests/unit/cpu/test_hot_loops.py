@@ -99,10 +99,12 @@ def test_it_ends_as_the_emulator_would_have_ended_it(hot: Counted) -> None:
 
 def test_a_kick_stops_it(hot: Counted) -> None:
     hot.heat(COUNT)
-    timer = threading.Timer(0.02, hot.engine.kick)
-    timer.start()
-    assert hot.run(rax=0, rcx=1 << 62) == []
-    timer.join()
+    hot["rip"], hot["rax"], hot["rcx"] = CODE, 0, 1 << 62
+    while not hot.iterations:
+        timer = threading.Timer(0.02, hot.engine.kick)
+        timer.start()
+        assert hot.resume() == []
+        timer.join()
     assert hot["rip"] == CODE
     assert 0 < sum(hot.iterations) <= hot["rax"]
     flags = hot.cpu.flags
@@ -305,9 +307,11 @@ def test_every_flag_comes_in_and_goes_out(pair: tuple[Counted, Bench]) -> None:
         flags = sum(bit << at for bit, at in zip(bits, (0, 2, 4, 6, 7, 11), strict=True))
         hot.iterations.clear()
         hot.cpu.flags = flags | 0x202
-        timer = threading.Timer(0.001, hot.engine.kick)
-        timer.start()
-        hot.run(rcx=0)
-        timer.join()
+        hot["rip"], hot["rcx"] = CODE, 0
+        while not hot.iterations:
+            timer = threading.Timer(0.001, hot.engine.kick)
+            timer.start()
+            assert hot.resume() == []
+            timer.join()
         assert hot.cpu.flags & FLAGS_ARITHMETIC == flags
         assert hot["rcx"] >= sum(hot.iterations) > 0
