@@ -5,6 +5,7 @@ The packages are downloaded and unpacked in the user's cache, without root. QEMU
 
 from __future__ import annotations
 
+import compileall
 import gzip
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import xenolith
 from benchmarks.common import Unavailable
 
 XEN = "QEMU + Xen 4.17"
@@ -78,6 +80,7 @@ def xenolith_command(verb: str, *arguments: str) -> list[str]:
     command = Path(sys.executable).with_name("xenolith")
     if not command.exists():
         raise Unavailable("the xenolith command is not installed; run `make` first")
+    _compile_modules()
     return [str(command), verb, *arguments]
 
 
@@ -87,6 +90,13 @@ def xenolith_linux(verb: str, ramdisk: Path, cmdline: str = "", *arguments: str)
     machine = ["--kernel", str(shared.kernel)] if verb == "boot" else [str(shared.kernel)]
     machine += ["--ramdisk", str(ramdisk), "--cmdline", f"console=hvc0 {cmdline}".strip()]
     return xenolith_command(verb, *machine, "--memory", f"{MEMORY_MIB}MiB", "--vcpus", "1", *arguments)
+
+
+@cache
+def _compile_modules() -> None:
+    """What pip does with an installed package; modules of an editable one are else compiled in the first run after each
+    change, or in every run where Python is told not to write what it compiled."""
+    compileall.compile_dir(Path(xenolith.__file__).parent, quiet=2)
 
 
 def _qemu(memory_mib: int) -> list[str]:
