@@ -16,7 +16,6 @@ from xenolith.hypervisor.domain import Domain
 from xenolith.services.tasks import Future
 from xenolith.toolstack.guest_config import Action, GuestConfig
 from xenolith.toolstack.lifecycle import Guest
-from xenolith.toolstack.records import DeviceRecord
 
 _MIB = 1 << 20
 _MANY = 60
@@ -156,13 +155,11 @@ def test_a_guest_that_was_half_made_when_the_toolstack_was_killed_is_taken_away(
     settle(machine)
     before = census(machine)
     toolstack = machine.toolstack
-    write_device = toolstack._write_device
 
-    async def write_and_wait(domid: int, device: DeviceRecord) -> None:
-        await write_device(domid, device)
+    async def wait(domid: int, mfn: int, port: int) -> None:
         await Future[None]()
 
-    monkeypatch.setattr(toolstack, "_write_device", write_and_wait)
+    monkeypatch.setattr(toolstack.store, "introduce", wait)
     machine.spawn(toolstack.create(config(image, "half")))
     machine.run(lambda: any(guest.name == "half" for guest in toolstack.guests.values()))
     machine.kill("services")

@@ -104,9 +104,10 @@ class Table(NamedTuple):
 class PvLayout(NamedTuple):
     """Where everything lies: pfns, and the page tables needed to map it.
 
-    The initial mapping shows pfn 0 up to `mapped_frames` at `virt_base`. `tables` are all page tables, those of
-    the initial mapping (`page_tables`) and those of the frame list at its own address (`p2m_tables`).
-    `symbols_paddr` is where the BSD symbol table goes, if the kernel wants one. `total_frames` is the memory used.
+    The initial mapping shows pfn 0 up to `mapped_frames` at `virt_base`: to a multiple of 4 MiB, or all of a memory
+    that ends before. `tables` are all page tables, those of the initial mapping (`page_tables`) and those of the frame
+    list at its own address (`p2m_tables`). `symbols_paddr` is where the BSD symbol table goes, if the kernel wants one.
+    `total_frames` is the memory used.
     """
 
     virt_base: int
@@ -161,8 +162,8 @@ def plan(spec: PvSpec) -> PvLayout:
     layout = _lay_out(spec, spec.memory_frames)
     if layout.total_frames > spec.memory_frames:
         raise UserError(
-            f"{_mib(spec.memory_frames)} MiB of memory is too little for {spec.image.path.name}"
-            f"{' and its ramdisk' if spec.ramdisk else ''}: {_mib(minimum_frames(spec))} MiB is needed to start it",
+            f"{_size(spec.memory_frames)} of memory is too little for {spec.image.path.name}"
+            f"{' and its ramdisk' if spec.ramdisk else ''}: {_size(minimum_frames(spec))} is needed to start it",
             "give the guest more memory",
         )
     return layout
@@ -195,8 +196,8 @@ def build(spec: PvSpec, layout: PvLayout, p2m: U64Array, memory: memoryview, sha
     return _start_of_day(spec, layout, guest)
 
 
-def _mib(frames: int) -> int:
-    return -(-frames // 256)
+def _size(frames: int) -> str:
+    return f"{-(-frames // 256)} MiB" if frames >= 256 else f"{frames << 2} KiB"
 
 
 def _frames(length: int) -> int:
@@ -250,7 +251,7 @@ def _lay_out(spec: PvSpec, memory_frames: int) -> PvLayout:
     store = cursor.take(1) if spec.has_rings else None
     console = cursor.take(1) if spec.has_rings else None
 
-    mapped_frames = _mapped_frames(image, cursor.pfn)
+    mapped_frames = _mapped_frames(image, cursor.pfn, memory_frames)
     tables = _tables(base, mapped_frames, cursor.pfn, ())
     page_tables = cursor.take(len(tables))
     stack = cursor.take(1)
@@ -295,10 +296,11 @@ class _Cursor:
         return extent
 
 
-def _mapped_frames(image: KernelImage, used_frames: int) -> int:
+def _mapped_frames(image: KernelImage, used_frames: int, memory_frames: int) -> int:
     """How many frames the initial mapping shows: what is used, its own tables, the stack, the slack, to 4 MiB.
 
-    The mapping's end decides how many tables it takes, and these are inside it: hence the search.
+    Of a memory that ends before it shows all; libxenguest would refuse to build such a guest. The mapping's end decides
+    how many tables it takes, and these are inside it: hence the search.
     """
     base = image.virt_base
     extra = 1 + _SLACK_FRAMES
@@ -311,7 +313,7 @@ def _mapped_frames(image: KernelImage, used_frames: int) -> int:
                 f"{image.path} cannot be started: with all that belongs to it, it does not fit into the virtual"
                 f" address space between its base {base:#x} and {_end_of_room(base):#x}"
             )
-        frames = end - base >> PAGE_SHIFT
+        frames = min(end - base >> PAGE_SHIFT, max(memory_frames, used_frames + tables + extra))
         needed = len(_tables(base, frames, 0, ()))
         if used_frames + needed + extra <= frames:
             return frames

@@ -119,18 +119,21 @@ class ConsoleService:
             self._terminals.of(domid).keys = lambda data: None
 
     def _noticed(self, path: str) -> None:
-        self._context.tasks.spawn(self._look())
+        domid = path[len(self._root) + 1 :].partition("/")[0]
+        self._context.tasks.spawn(self._look_at(int(domid)) if domid.isdecimal() else self._look())
 
     async def _look(self) -> None:
-        store = self._context.store
-        present = {int(name) for name in await store.names(self._root)}
-        for domid in set(self._served) - present:
+        """At all consoles: those that there were before this code began."""
+        for name in await self._context.store.names(self._root):
+            await self._look_at(int(name))
+
+    async def _look_at(self, domid: int) -> None:
+        ends = Ends(self._context, f"{self._root}/{domid}/0", domid, "0")
+        ends.frontend = await ends.read("frontend")
+        if not ends.frontend:
             self._leave(domid)
-        for domid in sorted(present - set(self._served)):
-            ends = Ends(self._context, f"{self._root}/{domid}/0", domid, "0")
-            ends.frontend = await ends.read("frontend")
-            if ends.frontend and await ends.front("port"):
-                await self._serve(ends)
+        elif domid not in self._served and await ends.front("port"):
+            await self._serve(ends)
 
     async def _serve(self, ends: Ends) -> None:
         kernel = self._context.kernel
@@ -150,6 +153,8 @@ class ConsoleService:
         self._served[ends.domid] = mapping, local
 
     def _leave(self, domid: int) -> None:
+        if domid not in self._served:
+            return
         mapping, port = self._served.pop(domid)
         self._terminals.of(domid).keys = lambda data: None
         self._context.kernel.close(port)

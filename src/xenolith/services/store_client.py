@@ -6,15 +6,17 @@ Nothing here knows who keeps the store: a native domain or a Linux one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from xenolith.abi import errno
-from xenolith.abi.errno import EAGAIN, XenError
+from xenolith.abi.errno import E2BIG, EAGAIN, ENOENT, XenError
 from xenolith.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from xenolith.abi.io.xs_wire import (
     XENSTORE_RING_SIZE,
     XS_DIRECTORY,
+    XS_DIRECTORY_PART,
     XS_ERROR,
     XS_GET_PERMS,
     XS_INTRODUCE,
@@ -61,6 +63,7 @@ class StoreClient:
         self.port = kernel.alloc_unbound(store_domid, self._service)
         self._decoder = Decoder()
         self._outgoing = bytearray()
+        self._gathering = False
         self._waiting: dict[int, Future[bytes]] = {}
         self._last_request = 0
         self._watchers: dict[str, Watcher] = {}
@@ -77,23 +80,51 @@ class StoreClient:
         try:
             return await self.read(path, transaction)
         except XenError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != ENOENT:
                 raise
             return default
 
+    async def read_each(self, paths: Sequence[str]) -> list[str]:
+        """The values of several nodes, asked for at once; "" for one that is not there, or may not be read."""
+        with self._gathered():
+            answers = [self._ask(XS_READ, path, 0) for path in paths]
+        values = []
+        for answer in answers:
+            try:
+                values.append((await answer).decode("latin-1"))
+            except XenError as error:
+                if error.errno not in (ENOENT, errno.EACCES):
+                    raise
+                values.append("")
+        return values
+
     async def write(self, path: str, value: str | int, transaction: int = 0) -> None:
-        payload = path.encode("latin-1") + b"\0" + str(value).encode("latin-1")
-        await self._request(XS_WRITE, transaction, payload)
+        await self._request(XS_WRITE, transaction, _assignment(path, value))
+
+    async def write_all(self, nodes: Iterable[tuple[str, str | int]], transaction: int = 0) -> None:
+        """Write several nodes, in their order, without waiting for each. Raises the first error when all are done."""
+        with self._gathered():
+            answers = [self._request(XS_WRITE, transaction, _assignment(path, value)) for path, value in nodes]
+        await _all(answers)
 
     async def make(self, path: str, transaction: int = 0) -> None:
         await self._ask(XS_MKDIR, path, transaction)
+
+    async def make_all(self, nodes: Iterable[tuple[str, Iterable[str]]], transaction: int = 0) -> None:
+        """Make nodes with these permissions, in their order; otherwise as `write_all`."""
+        with self._gathered():
+            answers = []
+            for path, permissions in nodes:
+                answers.append(self._ask(XS_MKDIR, path, transaction))
+                answers.append(self._request(XS_SET_PERMS, transaction, _strings(path, *permissions)))
+        await _all(answers)
 
     async def remove(self, path: str, transaction: int = 0) -> None:
         """Remove a node and all below it; nothing happens if it is not there."""
         try:
             await self._ask(XS_RM, path, transaction)
         except XenError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != ENOENT:
                 raise
 
     async def names(self, path: str, transaction: int = 0) -> list[str]:
@@ -101,10 +132,24 @@ class StoreClient:
         try:
             payload = await self._ask(XS_DIRECTORY, path, transaction)
         except XenError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno == ENOENT:
+                return []
+            if error.errno != E2BIG:
                 raise
-            return []
+            payload = await self._long_directory(path, transaction)
         return [name.decode("latin-1") for name in payload.split(b"\0") if name]
+
+    async def _long_directory(self, path: str, transaction: int) -> bytes:
+        """The names of more nodes than one answer can take, in parts (docs/misc/xenstore.txt, DIRECTORY_PART).
+
+        It begins anew when the node's generation, with which each part begins, has changed.
+        """
+        names, generation = b"", b""
+        while not names.endswith(b"\0\0"):
+            part = await self._request(XS_DIRECTORY_PART, transaction, _strings(path, str(len(names))))
+            now, _, more = part.partition(b"\0")
+            names, generation = (names + more, now) if now == generation or not names else (b"", b"")
+        return names
 
     async def permissions(self, path: str, transaction: int = 0) -> list[str]:
         payload = await self._ask(XS_GET_PERMS, path, transaction)
@@ -157,9 +202,23 @@ class StoreClient:
         self._last_request = (self._last_request + 1) & _MASK
         answer = self._waiting[self._last_request] = Future()
         self._outgoing += Message(kind, self._last_request, transaction, payload).encode()
+        if not self._gathering:
+            self._begin()
+        return answer
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """What is asked for meanwhile goes out together at the end, with one notification."""
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+            self._begin()
+
+    def _begin(self) -> None:
         if self._send():
             self._kernel.notify(self.port)
-        return answer
 
     # -- the ring -----------------------------------------------------------------------------------------------------
 
@@ -216,6 +275,22 @@ class StoreClient:
             answer.set_error(XenError(getattr(errno, name, errno.EINVAL), "xenstore says so"))
         else:
             answer.set_result(message.payload)
+
+
+async def _all(answers: Iterable[Future[bytes]]) -> None:
+    """Wait for all of them; raises the first error then."""
+    failure: XenError | None = None
+    for answer in answers:
+        try:
+            await answer
+        except XenError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _assignment(path: str, value: str | int) -> bytes:
+    return path.encode("latin-1") + b"\0" + str(value).encode("latin-1")
 
 
 def _strings(*texts: str) -> bytes:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from xenolith.toolstack.disks import Disk
     from xenolith.toolstack.nics import Nic
 
-_KEPT: Final = "guests"
+_KEPT: Final = "guest "
+"""What is kept of a guest has a name that begins so, and ends with its domid."""
 _POLL_NS: Final = 1_000_000
 _DEVICE_LIMIT_NS: Final = 10_000_000_000
 _SHUTDOWN_LIMIT_NS: Final = 300_000_000_000
@@ -92,8 +93,8 @@ class Toolstack:
         self._repeatable = repeatable
         self.control = Control(context.kernel)
         self._builder = Builder(context.kernel)
-        kept = context.kernel.kept.get(_KEPT)
-        self.guests: dict[int, Guest] = pickle.loads(kept) if kept else {}
+        kept = [value for name, value in context.kernel.kept.items() if name.startswith(_KEPT)]
+        self.guests: dict[int, Guest] = {guest.domid: guest for guest in map(pickle.loads, kept)}
         self.ended: Callable[[Guest, DomainInfo], None] = lambda guest, info: None
 
     async def start(self) -> None:
@@ -112,8 +113,8 @@ class Toolstack:
     def stop(self) -> None:
         pass
 
-    def _keep(self) -> None:
-        self._context.kernel.kept[_KEPT] = bytearray(pickle.dumps(self.guests))
+    def _keep(self, guest: Guest) -> None:
+        self._context.kernel.kept[f"{_KEPT}{guest.domid}"] = bytearray(pickle.dumps(guest))
 
     async def sleep(self, duration_ns: int) -> None:
         future: Future[None] = Future()
@@ -194,20 +195,16 @@ class Toolstack:
         guest = Guest(built.domid, config.name, config.uuid, config, now, built.store_mfn, built.store_port)
         guest.devices = [self._devices.console(config.name, built.console_mfn, built.console_port), *devices]
         self.guests[guest.domid] = guest
-        self._keep()
+        self._keep(guest)
         return guest
 
     async def _introduce(self, guest: Guest) -> None:
         """Tell the store, the guest and its backends of each other."""
         config, domid, store = guest.config, guest.domid, self._store
         rings = {"store/ring-ref": guest.store_mfn, "store/port": guest.store_port}
-        readable = [f"n{self._context.kernel.domid}", f"r{domid}"]
-
-        async def write(transaction: int) -> None:
-            for path in (home(domid), f"/vm/{guest.handle}"):
-                await store.make(path, transaction)
-                await store.set_permissions(path, readable, transaction)
-            nodes = guest_nodes(
+        readable = (f"n{self._context.kernel.domid}", f"r{domid}")
+        nodes = [
+            *guest_nodes(
                 domid,
                 guest.name,
                 guest.handle,
@@ -215,37 +212,33 @@ class Toolstack:
                 config.max_memory >> 10,
                 config.vcpus,
                 config.max_vcpus,
-            )
-            for path, value in nodes:
-                await store.write(path, value, transaction)
-            for name, value in rings.items():
-                await store.write(f"{home(domid)}/{name}", value, transaction)
-            for name in GUEST_NODES:
-                await store.make(f"{home(domid)}/{name}", transaction)
-                await store.set_permissions(f"{home(domid)}/{name}", [f"n{domid}"], transaction)
-
-        await store.transaction(write)
-        for device in guest.devices:
-            await self._write_device(domid, device)
-        await store.introduce(domid, guest.store_mfn, guest.store_port)
-        guest.ready = True
-        self._keep()
-
-    async def _write_device(self, domid: int, device: DeviceRecord) -> None:
-        store = self._store
-        front, back = device.nodes(domid)
-        front_path, back_path = device.frontend_path(domid), device.backend_path(domid)
+            ),
+            *((f"{home(domid)}/{name}", value) for name, value in rings.items()),
+        ]
 
         async def write(transaction: int) -> None:
-            await store.make(front_path, transaction)
-            await store.set_permissions(front_path, [f"n{domid}", f"r{device.backend_domid}"], transaction)
-            await store.make(back_path, transaction)
-            await store.set_permissions(back_path, [f"n{device.backend_domid}", f"r{domid}"], transaction)
-            for path, nodes in ((front_path, front), (back_path, back)):
-                for name, value in nodes.items():
-                    await store.write(f"{path}/{name}", value, transaction)
+            await store.make_all([(path, readable) for path in (home(domid), f"/vm/{guest.handle}")], transaction)
+            await store.write_all(nodes, transaction)
+            await store.make_all([(f"{home(domid)}/{name}", (f"n{domid}",)) for name in GUEST_NODES], transaction)
+            await self._write_devices(domid, guest.devices, transaction)
 
         await store.transaction(write)
+        await store.introduce(domid, guest.store_mfn, guest.store_port)
+        guest.ready = True
+        self._keep(guest)
+
+    async def _write_devices(self, domid: int, devices: list[DeviceRecord], transaction: int) -> None:
+        directories: list[tuple[str, tuple[str, str]]] = []
+        values: list[tuple[str, str | int]] = []
+        for device in devices:
+            front, back = device.nodes(domid)
+            front_path, back_path = device.frontend_path(domid), device.backend_path(domid)
+            directories.append((front_path, (f"n{domid}", f"r{device.backend_domid}")))
+            directories.append((back_path, (f"n{device.backend_domid}", f"r{domid}")))
+            for path, nodes in ((front_path, front), (back_path, back)):
+                values += [(f"{path}/{name}", value) for name, value in nodes.items()]
+        await self._store.make_all(directories, transaction)
+        await self._store.write_all(values, transaction)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -270,7 +263,7 @@ class Toolstack:
         while not self._destroyed(domid):
             await self.sleep(_POLL_NS)
         self.guests.pop(domid, None)
-        self._keep()
+        self._context.kernel.kept.pop(f"{_KEPT}{domid}", None)
         self._terminals.forget(domid)
 
     async def _tidy(self, device: DeviceRecord, domid: int) -> None:
@@ -356,7 +349,7 @@ class Toolstack:
 
     async def _rename(self, guest: Guest, name: str) -> None:
         guest.name = name
-        self._keep()
+        self._keep(guest)
         await self._store.write(f"{home(guest.domid)}/name", name)
         await self._store.write(f"/vm/{guest.handle}/name", name)
 
@@ -404,7 +397,7 @@ class Toolstack:
     def update_config(self, guest: Guest, config: GuestConfig) -> None:
         """What the guest is to be made of when it is started next."""
         guest.config = replace(config, name=guest.name, uuid=guest.handle).identified(self._repeatable)
-        self._keep()
+        self._keep(guest)
 
     # -- devices ------------------------------------------------------------------------------------------------------
 
@@ -422,8 +415,8 @@ class Toolstack:
         if any(other.kind == device.kind and other.devid == device.devid for other in guest.devices):
             raise UserError(f"{guest.name} has a device {device.kind} {device.devid} already", "give it another number")
         guest.devices.append(device)
-        self._keep()
-        await self._write_device(guest.domid, device)
+        self._keep(guest)
+        await self._store.transaction(lambda number: self._write_devices(guest.domid, [device], number))
         try:
             await self._backend_reaches(guest, device, _READY)
         except UserError:
@@ -444,7 +437,7 @@ class Toolstack:
         await self._store.remove(device.frontend_path(guest.domid))
         await self._tidy(device, guest.domid)
         guest.devices.remove(device)
-        self._keep()
+        self._keep(guest)
 
     async def _backend_reaches(self, guest: Guest, device: DeviceRecord, states: Iterable[str]) -> None:
         path = device.backend_path(guest.domid)

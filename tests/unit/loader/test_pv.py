@@ -357,18 +357,26 @@ def test_symbols_can_push_everything_further(read: Read) -> None:
 def test_too_little_memory_says_how_much_is_needed(
     read: Read, make: Callable[[], bytes], ramdisk: bytes | None
 ) -> None:
-    spec = PvSpec(read(make()), 1 * MIB, ramdisk)
+    spec = PvSpec(read(make()), MIB // 2, ramdisk)
     frames = minimum_frames(spec)
-    needed = -(-frames // MIB)
-    with pytest.raises(UserError, match=rf"^1 MiB of memory is too little .*: {needed} MiB is needed"):
+    needed = f"{-(-frames // MIB)} MiB" if frames >= MIB else f"{4 * frames} KiB"
+    with pytest.raises(UserError, match=rf"^512 KiB of memory is too little .*: {needed} is needed"):
         plan(spec)
     with pytest.raises(UserError):
         plan(replace(spec, memory_frames=frames - 1))
     assert plan(replace(spec, memory_frames=frames)).total_frames <= frames
 
 
+def test_the_first_mapping_ends_where_a_small_memory_ends(read: Read) -> None:
+    for frames in (MIB, 4 * MIB, 6 * MIB):
+        layout = plan(PvSpec(read(plain()), frames))
+        assert layout.mapped_frames == layout.total_frames == min(frames, 4 * MIB)
+    guest = build_spec(PvSpec(read(plain()), MIB))
+    assert [guest.pfn(PAGE_SIZE * pfn) for pfn in range(MIB + 1)] == [*range(MIB), None]
+
+
 def test_no_memory_at_all(read: Read) -> None:
-    with pytest.raises(UserError, match="0 MiB of memory"):
+    with pytest.raises(UserError, match="0 KiB of memory"):
         plan(PvSpec(read(plain()), 0))
 
 
