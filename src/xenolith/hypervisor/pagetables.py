@@ -81,7 +81,7 @@ class PageTables:
         self._memory = memory
         self._domains = domains
         self._words = frames.ram.words
-        self._table = np.frombuffer(frames.ram.bytes, dtype=np.uint64)
+        self.table = np.frombuffer(frames.ram.bytes, dtype=np.uint64)
         self.fill_xen_slots: Callable[[int, Domain], None] = lambda mfn, domain: None
         self.drop_ldt: Callable[[Domain], None] = lambda domain: None
         self.check_descriptors: Callable[[int], None] = lambda mfn: None
@@ -118,7 +118,7 @@ class PageTables:
 
     def _present(self, mfn: int) -> list[tuple[int, int]]:
         base = mfn << 9
-        entries = self._table[base : base + 512]
+        entries = self.table[base : base + 512]
         found = np.flatnonzero(entries & _NP_PRESENT)
         return list(zip(found.tolist(), entries[found].tolist(), strict=True))
 
@@ -139,7 +139,7 @@ class PageTables:
 
     def _validate_l1(self, mfn: int, domain: Domain) -> None:
         base = mfn << 9
-        entries = self._table[base : base + 512]
+        entries = self.table[base : base + 512]
         found = np.flatnonzero(entries & _NP_PRESENT)
         if len(found) <= _FEW or not self._validate_l1_at_once(entries, found, domain):
             self._validate_l1_singly(base, found.tolist(), domain)
@@ -148,26 +148,35 @@ class PageTables:
         self, entries: npt.NDArray[np.uint64], found: npt.NDArray[np.intp], domain: Domain
     ) -> bool:
         """Accept all present entries together, or none and say so by False."""
-        frames = self._frames
-        values = entries[found]
-        if (values & _U64(self.l1_disallowed(domain))).any():
+        values = self._get_l1es(entries[found], domain)
+        if values is None:
             return False
+        entries[found] = values
+        return True
+
+    def _get_l1es(self, values: npt.NDArray[np.uint64], domain: Domain) -> npt.NDArray[np.uint64] | None:
+        """Take the references that present entries stand for, all of them, and return the entries as Xen stores them.
+
+        None, and nothing is taken, if there is one that must be looked at by itself.
+        """
+        frames = self._frames
+        if (values & _U64(self.l1_disallowed(domain))).any():
+            return None
         mfns = ((values >> _NP_SHIFT) & _NP_MFN).astype(np.int64)
         if int(mfns.max()) >= frames.total or (frames.owners[mfns] != domain.domid).any():
-            return False
+            return None
         writable = mfns[(values & _NP_RW) != 0]
         if ((frames.types[writable] != TYPE_WRITABLE) & (frames.type_counts[writable] != 0)).any():
-            return False
+            return None
         if len(writable) and (frames.stale_epochs[writable] == frames.epoch).any():
             frames.flush()
         np.add.at(frames.counts, mfns, np.uint32(1))
         np.add.at(frames.type_counts, writable, np.uint32(1))
         frames.types[writable] = TYPE_WRITABLE
         frames.all_flags[mfns[(values & _NP_NX) == 0]] |= FLAG_EXECUTABLE
-        values |= np.where((values & _NP_USER) == 0, _NP_KERNEL_USER, _U64(0))
+        values = values | np.where((values & _NP_USER) == 0, _NP_KERNEL_USER, _U64(0))
         values |= np.where((values & _NP_KERNEL) == 0, _NP_GLOBAL_USER, _U64(0))
-        entries[found] = values
-        return True
+        return values
 
     def _validate_l1_singly(self, base: int, slots: list[int], domain: Domain) -> None:
         words = self._words
@@ -184,24 +193,29 @@ class PageTables:
             raise
 
     def _devalidate_l1(self, mfn: int) -> None:
-        frames = self._frames
         base = mfn << 9
-        entries = self._table[base : base + 512]
+        entries = self.table[base : base + 512]
         values = entries[np.flatnonzero(entries & _NP_PRESENT)]
-        if len(values) > _FEW:
-            mfns = ((values >> _NP_SHIFT) & _NP_MFN).astype(np.int64)
-            if int(mfns.max()) < frames.total and (frames.owners[mfns] != NOT_RAM).all():
-                writable = mfns[(values & _NP_RW) != 0]
-                if not (frames.types[mfns] == TYPE_SEG_DESC).any():
-                    np.subtract.at(frames.type_counts, writable, np.uint32(1))
-                    frames.stale_epochs[writable] = frames.epoch
-                    np.subtract.at(frames.counts, mfns, np.uint32(1))
-                    for unused in set(mfns[frames.counts[mfns] == 0].tolist()):
-                        frames.count[unused] = 1
-                        frames.put_page(unused)
-                    return
-        for entry in values.tolist():
-            self.put_l1e(entry)
+        if len(values) <= _FEW or not self._put_l1es(values):
+            for entry in values.tolist():
+                self.put_l1e(entry)
+
+    def _put_l1es(self, values: npt.NDArray[np.uint64]) -> bool:
+        """Give back what present entries referred to, or nothing and say so if one must be looked at by itself."""
+        frames = self._frames
+        mfns = ((values >> _NP_SHIFT) & _NP_MFN).astype(np.int64)
+        if int(mfns.max()) >= frames.total or (frames.owners[mfns] == NOT_RAM).any():
+            return False
+        if (frames.types[mfns] == TYPE_SEG_DESC).any():
+            return False
+        writable = mfns[(values & _NP_RW) != 0]
+        np.subtract.at(frames.type_counts, writable, np.uint32(1))
+        frames.stale_epochs[writable] = frames.epoch
+        np.subtract.at(frames.counts, mfns, np.uint32(1))
+        for unused in set(mfns[frames.counts[mfns] == 0].tolist()):
+            frames.count[unused] = 1
+            frames.put_page(unused)
+        return True
 
     # -- single entries -----------------------------------------------------------------------------------------------
 
@@ -332,6 +346,27 @@ class PageTables:
         words[maddr >> 3] = new
         if dropped & PRESENT:
             self.put_l1e(dropped)
+
+    def update_l1s(self, maddr: int, new: npt.NDArray[np.uint64], domain: Domain) -> bool:
+        """Replace the adjacent entries from `maddr` on, in one L1 table, all of them or none (and then say so).
+
+        It is for entries that all come or all go. No order among them can matter then.
+        """
+        old = self.table[maddr >> 3 : (maddr >> 3) + len(new)]
+        coming, going = int(((new & _NP_PRESENT) != 0).sum()), int(((old & _NP_PRESENT) != 0).sum())
+        if coming == len(new) and not going:
+            adjusted = self._get_l1es(new, domain)
+            if adjusted is None:
+                return False
+            old[:] = adjusted
+            return True
+        if coming or going != len(new):
+            return False
+        dropped = old.copy()
+        if not self._put_l1es(dropped):
+            return False
+        old[:] = new
+        return True
 
     def _update_upper(self, maddr: int, new: int, kind: int, domain: Domain, preserve_ad: bool) -> None:
         words = self._words

@@ -32,6 +32,7 @@ from xenolith.abi.traps import (
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
 from xenolith.cpu.registers import MASK64, RAX
 from xenolith.hypervisor.descriptors import base_of
+from xenolith.hypervisor.hypercalls.mmu import update_va_mappings
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.msr import is_canonical
 from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 _TRAP_BYTES: Final = 16
 _MULTICALL_BYTES: Final = 64
+_WORTHWHILE: Final = 8
+"""Entries of a multicall from which on it pays to look whether they can be carried out together."""
 _PART: Final = 1024
 """Calls that one part of a multicall makes, and entries of a trap table that one part of that call takes."""
 _KNOWN_CALLBACKS: Final = frozenset(
@@ -177,8 +180,15 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int | None:
     count &= 0xFFFF_FFFF
     part = min(count, _PART)
     hv.in_multicall = True
+    done = 0
     try:
-        for done in range(part):
+        while done < part:
+            if part - done >= _WORTHWHILE and (not done or not calls & 0xFFF):
+                together = update_va_mappings(hv, vcpu, calls, part - done)
+                calls += together * _MULTICALL_BYTES
+                done += together
+                if together:
+                    continue
             entry = _entry(hv, vcpu, calls)
             if entry[0] == HYPERVISOR_iret:
                 _leave(hv, vcpu, calls)
@@ -191,6 +201,7 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int | None:
                 raise Continuation(calls, count - done) from None
             hv.memory.write_u64(vcpu, calls + 8, result & MASK64)
             calls += _MULTICALL_BYTES
+            done += 1
             if vcpu.domain.shutdown_code is not None:
                 return 0
     finally:

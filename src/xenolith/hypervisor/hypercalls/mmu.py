@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from xenolith.abi.errno import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, XenError
 from xenolith.abi.hypercalls import (
     HYPERVISOR_mmu_update,
@@ -40,7 +42,7 @@ from xenolith.abi.mmu import (
 )
 from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_IO, DOMID_SELF, DOMID_XEN, PAGE_OFFSET_MASK, PAGE_SIZE
 from xenolith.hypervisor.domain import Domain
-from xenolith.hypervisor.frames import FLAG_PINNED, TYPE_L1, TYPE_L4, TYPE_WRITABLE
+from xenolith.hypervisor.frames import FLAG_EXECUTABLE, FLAG_PINNED, TYPE_L1, TYPE_L4, TYPE_WRITABLE
 from xenolith.hypervisor.hypercalls.table import Continuation, hypercall
 from xenolith.hypervisor.vcpu import Vcpu
 
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 
 _PREEMPTED: Final = 0x8000_0000
 """Set in the count of a call that is continued (Xen's MMU_UPDATE_PREEMPTED)."""
+_ENTRY_BYTES: Final = 64
+_RESULT: Final = 1
+_ARGUMENT: Final = 2
+"""struct multicall_entry (public/xen.h): its size, and the words that its result and its first argument are."""
 _PART: Final = 4096
 """Elements that one part of a call does."""
 
@@ -174,6 +180,42 @@ def _update_va_mapping(hv: Hypervisor, vcpu: Vcpu, vaddr: int, value: int, flags
     elif kind == UVMF_TLB_FLUSH:
         hv.flush_all()
     return 0
+
+
+def update_va_mappings(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int:
+    """Carry out the first of `count` entries of a multicall (struct multicall_entry) together, and write their results.
+
+    Only successful updates of neighbouring pages, without flushes, are: all pages come, or all of them go. Nothing else
+    could happen between two of them. Returns how many were, which may be none.
+    """
+    memory, tables = hv.memory, hv.pagetables
+    count = min(count, (PAGE_SIZE - (calls & PAGE_OFFSET_MASK)) // _ENTRY_BYTES)
+    try:
+        list_maddr = memory.walk(vcpu.kernel_root, calls, 3)
+    except XenError:
+        return 0
+    if calls & 7 or not count or hv.frames.flags[list_maddr >> 12] & FLAG_EXECUTABLE:
+        return 0
+    entries = tables.table[list_maddr >> 3 : (list_maddr >> 3) + 8 * count].reshape(count, 8)
+    vaddr = int(entries[0, _ARGUMENT])
+    table_maddr = memory.l1e_maddr(vcpu.kernel_root, vaddr) if is_guest_address(vaddr) else 0
+    mfn = table_maddr >> 12
+    if not table_maddr or hv.frames.type[mfn] != TYPE_L1 or not hv.frames.type_count[mfn]:
+        return 0
+    room = (PAGE_SIZE - (table_maddr & PAGE_OFFSET_MASK)) // 8
+    count = min(count, room)
+    vaddrs = np.arange(count, dtype=np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(vaddr)
+    numbers, flags = entries[:count, 0], entries[:count, _ARGUMENT + 2]
+    fitting = (numbers == HYPERVISOR_update_va_mapping) & (entries[:count, _ARGUMENT] == vaddrs) & (flags == 0)
+    count = count if fitting.all() else int(fitting.argmin())
+    list_l1e = memory.l1e_maddr(vcpu.kernel_root, calls)
+    if not count or table_maddr <= list_l1e < table_maddr + 8 * count:
+        return 0
+    if not tables.update_l1s(table_maddr, entries[:count, _ARGUMENT + 1], vcpu.domain):
+        return 0
+    entries[:count, _RESULT] = 0
+    hv.hypercall_counts[HYPERVISOR_update_va_mapping] += count
+    return count
 
 
 def is_guest_address(vaddr: int) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.unit.hypervisor.support import Bench, Guest, P
+from tests.unit.hypervisor.support import NX, RW, USER, A, Bench, D, Guest, P, snapshot
 from xenolith.abi.errno import EFAULT, EINVAL, ENOSYS
 from xenolith.abi.hypercalls import (
     HYPERVISOR_callback_op,
@@ -290,3 +292,119 @@ def test_a_long_call_within_a_list_is_continued_in_it(hv: Bench, guest: Guest) -
     assert guest.call(HYPERVISOR_multicall, *rest.value.arguments) == 0
     assert guest.vcpu.kernel_sp == 2
     assert results(guest, 3) == [0, 0, 0]
+
+
+# -- entries that are carried out together -----------------------------------------------------------------------------
+
+PAGES = 40
+FIRST = 8
+"""Data pages, and the first one whose mapping a list changes."""
+
+
+class Listing:
+    """A guest with a page for lists of calls that holds no code, and a way to make the calls one by one."""
+
+    def __init__(self) -> None:
+        self.hv = Bench(256)
+        self.guest = self.hv.guest(pages=PAGES)
+        self.page = self.hv.give(self.guest.domain, 1)[0]
+        self.va = self.guest.va(LIST)
+        self.update(self.va, self.page << 12 | P | RW | NX)
+
+    def update(self, vaddr: int, value: int, flags: int = 0) -> int:
+        return self.guest.call(HYPERVISOR_update_va_mapping, vaddr, value, flags)
+
+    def multicall(self, updates: list[tuple[int, int, int]], offset: int = 0) -> list[int]:
+        """The results of a list of updates, which begins `offset` bytes into the page."""
+        start = self.va + offset
+        for at, update in enumerate(updates):
+            self.guest.put(start + 64 * at, [HYPERVISOR_update_va_mapping, 0xDEAD, *update, 0, 0, 0])
+        assert self.guest.call(HYPERVISOR_multicall, start, len(updates)) == 0
+        found = [self.guest.word(start + 64 * at + 8) for at in range(len(updates))]
+        return [word - (1 << 64) if word >> 63 else word for word in found]
+
+    def state(self) -> tuple[list[tuple[int, ...]], list[int]]:
+        table = self.guest.l1 << 9
+        return snapshot(self.hv), self.hv.ram.words[table : table + 512].tolist()
+
+
+ENTRIES = st.one_of(
+    st.sampled_from([0, 2, 0xFFF0]),
+    st.tuples(st.integers(0, PAGES - 1), st.sampled_from([P, P | RW, P | RW | NX | A | D, P | USER | NX])),
+    st.sampled_from(["table", "table, writable", "nobody", "nowhere", "uncached"]),
+)
+
+
+def entry_of(listing: Listing, wanted: object) -> int:
+    guest = listing.guest
+    if isinstance(wanted, tuple):
+        index, flags = wanted
+        return guest.data[index] << 12 | int(flags)
+    special = {
+        "table": guest.l1 << 12 | P | NX,
+        "table, writable": guest.l1 << 12 | P | RW,
+        "nobody": 250 << 12 | P,
+        "nowhere": 1 << 40 | P,
+        "uncached": guest.data[3] << 12 | P | 0x10,
+    }
+    return special[wanted] if isinstance(wanted, str) else int(wanted)  # type: ignore[call-overload]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batches=st.lists(
+        st.one_of(
+            st.integers(1, 30).map(lambda count: [0] * count),
+            st.integers(1, 30).map(lambda count: [(index, P | RW | NX) for index in range(FIRST, FIRST + count)]),
+            st.lists(ENTRIES, min_size=1, max_size=30),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    offset=st.sampled_from([0, 64, 4096 - 10 * 64 - 1024, 3]),
+)
+def test_a_list_of_updates_is_the_same_as_its_updates(batches: list[list[object]], offset: int) -> None:
+    together, singly = Listing(), Listing()
+    for batch in batches:
+        updates = [(together.guest.va(FIRST + at), entry_of(together, wanted), 0) for at, wanted in enumerate(batch)]
+        assert together.multicall(updates, offset) == [singly.update(*update) for update in updates]
+        assert together.state() == singly.state()
+    assert together.hv.hypercall_counts == [
+        sum(map(len, batches)) if number == HYPERVISOR_update_va_mapping else 0 for number in range(64)
+    ]
+
+
+def test_neighbours_are_updated_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Listing()
+    monkeypatch.setattr(type(listing.hv.pagetables), "update_l1", lambda *arguments: pytest.fail("one by one"))
+    away = [(listing.guest.va(FIRST + at), 0, 0) for at in range(20)]
+    back = [(vaddr, listing.guest.data[FIRST + at] << 12 | P | RW, 0) for at, (vaddr, _, _) in enumerate(away)]
+    for updates in (away, back):
+        assert listing.multicall(updates) == [0] * 20
+
+
+def test_a_list_that_takes_itself_away_ends_there() -> None:
+    """The tenth entry unmaps the page that the list is read from."""
+    listing = Listing()
+    guest = listing.guest
+    listing.update(guest.va(FIRST + 9), listing.page << 12 | P | RW | NX)
+    for at in range(20):
+        words = [HYPERVISOR_update_va_mapping, 0xDEAD, guest.va(FIRST + at), 0, 0, 0, 0, 0]
+        guest.put(listing.va + 64 * at, words)
+    assert guest.call(HYPERVISOR_multicall, guest.va(FIRST + 9), 20) == -EFAULT
+    present = [listing.hv.entry(guest.l1, 1 + FIRST + at) & P for at in range(20)]
+    assert present == [0] * 10 + [P] * 10
+
+
+def test_the_last_page_of_the_address_space_can_be_in_a_list() -> None:
+    listing = Listing()
+    top = (1 << 64) - 8 * 4096
+    updates = [(top + 4096 * at, 0, 0) for at in range(8)]
+    assert listing.multicall(updates) == [-EINVAL] * 8
+    hv, guest = listing.hv, listing.guest
+    l2, l1 = hv.give(guest.domain, 2)
+    hv.table(l2, {511: l1 << 12 | P | RW})
+    hv.pagetables.update(guest.l3 << 12 | 511 << 3, l2 << 12 | P | RW, 3, guest.domain, guest.domain.domid)
+    updates = [(vaddr, guest.data[FIRST] << 12 | P | NX, 0) for vaddr, _, _ in updates]
+    assert listing.multicall(updates) == [0] * 8
+    assert hv.entry(l1, 511) >> 12 & 0xFFFF == guest.data[FIRST]
