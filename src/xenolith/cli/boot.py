@@ -55,6 +55,7 @@ def command(
     shell_command: str | None,
     timeout: float | None,
     clock: str | None,
+    engine: str | None,
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -73,6 +74,8 @@ def command(
         config.serial = serial
     if clock is not None:
         config.clock = clock
+    if engine is not None:
+        config.engine = engine
     if name is not None:
         config.name = name
     served = detach or name is not None or any(domain.services for domain in config.domains)

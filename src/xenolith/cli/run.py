@@ -22,6 +22,7 @@ def command(
     shell_command: str | None,
     timeout: float | None,
     clock: str | None,
+    engine: str | None,
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -33,5 +34,5 @@ def command(
     from xenolith.toolstack.config import DomainConfig, MachineConfig
 
     domain = override(DomainConfig("guest", kernel=kernel), ramdisk, cmdline, memory, vcpus, shell_command)
-    config = MachineConfig(clock=clock or "host", domains=[domain])
+    config = MachineConfig(clock=clock or "host", engine=engine or "auto", domains=[domain])
     sys.exit(run_machine(config, timeout, log, symbols, as_json))

@@ -8,7 +8,14 @@ The handler changes the registers and returns; the guest goes on from there. An 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+ENGINE_SLOT: Final = 261
+"""The slot of every L4 table in which an engine may have pages of its own."""
+RING0_CODE_SELECTOR: Final = 0xE008
+RING0_STACK_SELECTOR: Final = 0xE010
+RING0_DESCRIPTORS: Final = {RING0_CODE_SELECTOR: 0x00AF_9B00_0000_FFFF, RING0_STACK_SELECTOR: 0x00CF_9300_0000_FFFF}
+"""Ring 0's segments, which every GDT that a processor is given must have; Xen's selectors, asm-x86/config.h."""
 
 
 class Segment(NamedTuple):
@@ -104,7 +111,31 @@ class Engine(Protocol):
     preemptible: bool
     """Whether `kick` stops a guest wherever it is, and not only at its next exit."""
 
+    entry_table: int
+    """What must stand in slot ENGINE_SLOT of each L4 that processors run on; 0 for nothing."""
+    first_slot: int
+    """The lowest of the hypervisor's L4 slots (256 to 271) that guests can be given something in."""
+    tsc_khz: int | None
+    """How fast the time stamp counter counts that guests read; None if each reading is asked of the handler."""
+    shadows_tables: bool
+    """Whether changes of page tables have to be told, by the next three methods. TLB flushes are told in any case."""
+
+    def mapping_removed(self, mfn: int) -> None:
+        """Some L1 entry that mapped frame `mfn` maps it no more, or with other rights."""
+
+    def table_entry_changed(self, maddr: int) -> None:
+        """The present entry at `maddr`, of a table above L1, was changed."""
+
+    def table_made(self, mfn: int) -> None:
+        """Frame `mfn` becomes a page table."""
+
+    def read_tsc(self) -> int:
+        """The time stamp counter as guests read it now, where `tsc_khz` is known."""
+
     def create_cpu(self) -> Cpu: ...
+    def release_cpu(self, cpu: Cpu) -> None:
+        """Nobody needs `cpu` any more."""
+
     def switch_to(self, cpu: Cpu) -> None:
         """Make `cpu` the one that runs. The caller loads its root afterwards."""
 

@@ -282,6 +282,10 @@ class UnicornEngine:
     """One emulated physical processor over `ram`. Raises UserError where the library cannot be used."""
 
     name = "unicorn"
+    entry_table = 0
+    first_slot = 256
+    tsc_khz: int | None = None
+    shadows_tables = False
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         self._lib = _load_library()
@@ -544,6 +548,9 @@ class UnicornEngine:
     def create_cpu(self) -> UnicornCpu:
         return UnicornCpu(self, self._template)
 
+    def release_cpu(self, cpu: Cpu) -> None:
+        """Processors are nothing but memory."""
+
     def switch_to(self, cpu: Cpu) -> None:
         assert isinstance(cpu, UnicornCpu)
         if self._current is cpu:
@@ -576,6 +583,18 @@ class UnicornEngine:
                 self._lib.tb_invalidate_phys_range_x86_64(
                     self._uc, ctypes.c_uint64(start), ctypes.c_uint64(start + size)
                 )
+
+    def mapping_removed(self, mfn: int) -> None:
+        """The library walks the tables themselves."""
+
+    def table_entry_changed(self, maddr: int) -> None:
+        """Likewise."""
+
+    def table_made(self, mfn: int) -> None:
+        """Likewise."""
+
+    def read_tsc(self) -> int:
+        raise NotImplementedError("each reading is asked of the handler")
 
     def unmapped(self, end: int) -> list[range]:
         gaps, at = [], 0

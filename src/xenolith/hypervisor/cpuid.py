@@ -36,7 +36,7 @@ PHYSICAL_CPUS: Final = 1
 VENDOR: Final = b"GenuineIntel"
 
 TSC_KHZ: Final = 1_000_000
-"""The guest's time stamp counter counts nanoseconds."""
+"""Of the time stamp counter that guests read, where it counts nanoseconds."""
 
 
 def _bits(*numbers: int) -> int:

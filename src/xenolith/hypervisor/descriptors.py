@@ -12,10 +12,12 @@ from typing import Final
 import numpy as np
 
 from xenolith.abi.errno import EINVAL, XenError
+from xenolith.cpu.engine import RING0_DESCRIPTORS
 from xenolith.cpu.registers import MASK64
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import HYPERVISOR, TYPE_SEG_DESC, TYPE_WRITABLE, FrameTable
 from xenolith.hypervisor.guest_memory import GuestMemory
+from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.vcpu import Vcpu
 
 PERDOMAIN_START: Final = 0xFFFF_8200_0000_0000
@@ -36,6 +38,12 @@ FLAT_DATA: Final = 0x00CF_F300_0000_FFFF
 XEN_CS32: Final = 0xE023
 XEN_SS: Final = 0xE02B
 XEN_CS64: Final = 0xE033
+_XEN_DESCRIPTORS: Final = {
+    XEN_CS32: FLAT_CODE32,
+    XEN_SS: FLAT_DATA,
+    XEN_CS64: FLAT_CODE64,
+    **RING0_DESCRIPTORS,
+}
 
 _PRESENT: Final = 1 << 47
 _DPL: Final = 3 << 45
@@ -100,19 +108,32 @@ def check_descriptor(descriptor: int) -> int:
 class DescriptorTables:
     """Places the GDT and LDT of every vCPU and keeps the types of the frames that they lie in."""
 
-    def __init__(self, frames: FrameTable, memory: GuestMemory) -> None:
+    def __init__(self, frames: FrameTable, memory: GuestMemory, tables: PageTables) -> None:
         self._frames = frames
+        self._tables = tables
         self._memory = memory
         self._words = frames.ram.words
         self._zero_mfn, self._xen_gdt_mfn = frames.allocate(HYPERVISOR, 2)
-        for selector, descriptor in ((XEN_CS32, FLAT_CODE32), (XEN_SS, FLAT_DATA), (XEN_CS64, FLAT_CODE64)):
+        for selector, descriptor in _XEN_DESCRIPTORS.items():
             self._words[(self._xen_gdt_mfn << 9) + ((selector & 0xFFF) >> 3)] = descriptor
 
     def add_domain(self, domain: Domain) -> None:
         """Make the domain's part of the hypervisor's range: an L3, an L2 and an L1 table of supervisor mappings."""
-        l3, l2 = self._frames.allocate(HYPERVISOR, 2)
+        l3, l2 = self._new_tables(2)
         self._words[l3 << 9] = l2 << 12 | _SUPERVISOR_TABLE
         domain.perdomain_l3_mfn = l3
+
+    def _new_tables(self, count: int) -> list[int]:
+        mfns = self._frames.allocate(HYPERVISOR, count)
+        for mfn in mfns:
+            self._tables.made(mfn)
+        return mfns
+
+    def _replace(self, at: int, entry: int) -> None:
+        """Write the L1 entry that is word `at` of RAM."""
+        old, self._words[at] = self._words[at], entry
+        if old and self._tables.mapping_removed is not None:
+            self._tables.mapping_removed(old >> 12 & 0xFFFFFFF)
 
     def remove_domain(self, domain: Domain) -> None:
         l3 = domain.perdomain_l3_mfn
@@ -128,7 +149,7 @@ class DescriptorTables:
         l2 = self._words[vcpu.domain.perdomain_l3_mfn << 9] >> 12
         at = (l2 << 9) + vcpu.vcpu_id // 16
         if not self._words[at]:
-            self._words[at] = self._frames.allocate(HYPERVISOR, 1)[0] << 12 | _SUPERVISOR_TABLE
+            self._words[at] = self._new_tables(1)[0] << 12 | _SUPERVISOR_TABLE
         return ((self._words[at] & 0x000F_FFFF_FFFF_F000) >> 3) + vcpu.vcpu_id % 16 * 32
 
     def add_vcpu(self, vcpu: Vcpu) -> None:
@@ -162,14 +183,14 @@ class DescriptorTables:
         self._drop_gdt(vcpu)
         at = self._l1_slot(vcpu)
         for slot, mfn in enumerate(mfns):
-            self._words[at + slot] = mfn << 12 | _SUPERVISOR_RW
+            self._replace(at + slot, mfn << 12 | _SUPERVISOR_RW)
         vcpu.gdt_mfns, vcpu.gdt_entries = list(mfns), entries
         self._frames.flush()
 
     def _drop_gdt(self, vcpu: Vcpu) -> None:
         at = self._l1_slot(vcpu)
         for slot, mfn in enumerate(vcpu.gdt_mfns):
-            self._words[at + slot] = self._zero_mfn << 12 | _SUPERVISOR_RO
+            self._replace(at + slot, self._zero_mfn << 12 | _SUPERVISOR_RO)
             self._frames.put_page_and_type(mfn)
         vcpu.gdt_mfns, vcpu.gdt_entries = [], 0
 
@@ -217,7 +238,7 @@ class DescriptorTables:
             return
         at = self._l1_slot(vcpu) + 16
         for page, mfn in vcpu.ldt_mfns.items():
-            self._words[at + page] = 0
+            self._replace(at + page, 0)
             self._frames.put_page_and_type(mfn)
         vcpu.ldt_mfns.clear()
         self._frames.flush()

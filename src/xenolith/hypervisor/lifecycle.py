@@ -226,6 +226,8 @@ class Lifecycle:
         if domain.frames_left or hv.domains.get(domain.domid) is not domain:
             return
         del hv.domains[domain.domid]
+        for vcpu in domain.vcpus:
+            hv.engine.release_cpu(vcpu.cpu)
         hv.forget_cpuid(domain)
         hv.policy.forget(domain.domid)
         hv.log.forget(domain.domid)

@@ -20,7 +20,7 @@ from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor import hypercalls
 from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.contexts import Contexts
-from xenolith.hypervisor.cpuid import CpuidPolicy
+from xenolith.hypervisor.cpuid import TSC_KHZ, CpuidPolicy
 from xenolith.hypervisor.crash import CrashReport, describe
 from xenolith.hypervisor.descriptors import DescriptorTables
 from xenolith.hypervisor.domain import Capability, Domain
@@ -93,6 +93,7 @@ class Hypervisor:
         self.argument_counts = {call.number: len(call.arguments) for call in HYPERCALLS}
         self.last_refusal = ""
         self._wall_offset_ns = 0
+        self._device_spaces: list[range] = []
         self._cpuid: dict[int, CpuidPolicy] = {}
         self._native_ready: dict[Callable[[], None], None] = {}
         self.vcpu_op_target: Vcpu
@@ -104,8 +105,10 @@ class Hypervisor:
         self.log = ConsoleRing()
         self.policy = Policy(self._note_forbidden)
         self.pagetables = PageTables(self.frames, self.memory, self.domains)
-        self.descriptors = DescriptorTables(self.frames, self.memory)
-        self.xenspace = XenSpace(self.frames)
+        if engine.shadows_tables:
+            self.pagetables.watch(engine.mapping_removed, engine.table_entry_changed, engine.table_made)
+        self.descriptors = DescriptorTables(self.frames, self.memory, self.pagetables)
+        self.xenspace = XenSpace(self.frames, engine.first_slot, engine.entry_table)
         self.m2p = self.xenspace.m2p
         self.pagetables.fill_xen_slots = self.xenspace.fill_slots
         self.pagetables.check_descriptors = self.descriptors.check_frame
@@ -138,7 +141,8 @@ class Hypervisor:
     def _map_devices(self, pc: Pc) -> None:
         """Everything outside RAM goes to the memory-mapped bus, where what nobody claims reads all ones."""
         pc.install_firmware(self.ram.bytes)
-        for space in self.engine.unmapped(_DEVICE_SPACE_END):
+        self._device_spaces = self.engine.unmapped(_DEVICE_SPACE_END)
+        for space in self._device_spaces:
             self.engine.map_mmio(
                 space.start,
                 len(space),
@@ -150,14 +154,15 @@ class Hypervisor:
 
     def device_frames(self) -> list[tuple[int, int]]:
         """First and last frame of each range that is no memory for domains, except what the hypervisor keeps."""
-        taken = [(mfns.start, mfns.stop) for mfns in self.pc.memory_map.ram_ranges] if self.pc is not None else []
-        taken += [(kept, kept + 1) for kept in _KEPT_FRAMES]
-        ranges, at = [], 0
-        for start, stop in sorted(taken):
-            if at < start:
-                ranges.append((at, start - 1))
-            at = stop
-        return [*ranges, (at, (_DEVICE_SPACE_END >> 12) - 1)]
+        ranges = []
+        for space in self._device_spaces:
+            at, end = space.start >> 12, space.stop >> 12
+            for kept in _KEPT_FRAMES:
+                if at <= kept < end:
+                    ranges += [(at, kept - 1)] if at < kept else []
+                    at = kept + 1
+            ranges.append((at, end - 1))
+        return ranges
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -166,8 +171,13 @@ class Hypervisor:
         return self.clock.now_ns()
 
     def tsc(self) -> int:
-        """The time stamp counter that guests read: one tick is one nanosecond of system time."""
-        return self.clock.now_ns()
+        """The time stamp counter that guests read: the processor's, or nanoseconds of system time."""
+        return self.engine.read_tsc() if self.engine.tsc_khz else self.clock.now_ns()
+
+    @property
+    def tsc_khz(self) -> int:
+        """How fast that counter counts."""
+        return self.engine.tsc_khz or TSC_KHZ
 
     def wall_ns(self) -> int:
         """UTC in nanoseconds since 1970, as the control domain last set it."""

@@ -87,8 +87,27 @@ class PageTables:
         self.check_descriptors: Callable[[int], None] = lambda mfn: None
         self.linear_entries: Counter[int] = Counter()
         self.linear_uses: Counter[int] = Counter()
+        self.mapping_removed: Callable[[int], None] | None = None
+        self._table_entry_changed: Callable[[int], None] | None = None
+        self._table_made: Callable[[int], None] | None = None
         frames.validate = self.validate
         frames.devalidate = self.devalidate
+
+    def watch(
+        self,
+        mapping_removed: Callable[[int], None],
+        table_entry_changed: Callable[[int], None],
+        table_made: Callable[[int], None],
+    ) -> None:
+        """Tell an engine that keeps shadows of page tables what it must know (see `Engine`)."""
+        self.mapping_removed = mapping_removed
+        self._table_entry_changed = table_entry_changed
+        self._table_made = table_made
+
+    def made(self, mfn: int) -> None:
+        """Frame `mfn` begins to be a page table."""
+        if self._table_made is not None:
+            self._table_made(mfn)
 
     # -- whole tables -------------------------------------------------------------------------------------------------
 
@@ -98,10 +117,12 @@ class PageTables:
         Raises XenError(EINVAL or EPERM) and takes nothing if one entry breaks a rule.
         """
         domain = self._domains[self._frames.owner[mfn]]
+        if kind == TYPE_SEG_DESC:
+            self.check_descriptors(mfn)
+            return
+        self.made(mfn)
         if kind == TYPE_L1:
             self._validate_l1(mfn, domain)
-        elif kind == TYPE_SEG_DESC:
-            self.check_descriptors(mfn)
         else:
             self._validate_upper(mfn, kind, domain)
             if kind == TYPE_L4:
@@ -344,6 +365,8 @@ class PageTables:
         if preserve_ad:
             new |= old & (ACCESSED | DIRTY)
         words[maddr >> 3] = new
+        if old & PRESENT and self.mapping_removed is not None:
+            self.mapping_removed((old & ADDRESS) >> 12)
         if dropped & PRESENT:
             self.put_l1e(dropped)
 
@@ -385,6 +408,8 @@ class PageTables:
         if preserve_ad:
             new |= old & (ACCESSED | DIRTY)
         words[maddr >> 3] = new
+        if old & PRESENT and self._table_entry_changed is not None:
+            self._table_entry_changed(maddr)
         if dropped & PRESENT:
             self._put_table_entry(dropped, table_mfn, kind)
 
@@ -410,6 +435,8 @@ class PageTables:
         if not l1e >> 63:
             self._frames.flags[(l1e & ADDRESS) >> 12] |= FLAG_EXECUTABLE
         if old & PRESENT:
+            if self.mapping_removed is not None:
+                self.mapping_removed((old & ADDRESS) >> 12)
             self.put_l1e(old)
             self._frames.flush()
 
@@ -420,6 +447,8 @@ class PageTables:
         if not old & PRESENT or (old & ADDRESS) >> 12 != mfn:
             raise XenError(EINVAL, f"the L1e {old:#x} at {pte_maddr:#x} does not map frame {mfn:#x}")
         self._words[pte_maddr >> 3] = replacement_l1e
+        if self.mapping_removed is not None:
+            self.mapping_removed(mfn)
         self._frames.flush()
 
 

@@ -1,7 +1,7 @@
 """Time as guests see it: the clock records in shared memory, timers, and how long each vCPU spent in which state.
 
-The time stamp counter that guests read counts nanoseconds of system time, so every clock record says the same: system
-time is the counter. It is stable by construction, on both kinds of clock.
+The time stamp counter that guests read counts nanoseconds of system time, unless the engine has them read a
+processor's own. A clock record ties a reading of the counter to system time whenever a vCPU begins to run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 NS_PER_S: Final = 1_000_000_000
-TSC_HZ: Final = NS_PER_S
-_MUL: Final = 1 << 31
-_SHIFT: Final = 1
-"""(ticks << 1) * 2**31 >> 32 nanoseconds: one tick is one nanosecond."""
 _WC_OFFSET: Final[int] = SharedInfo.wc_version.offset  # type: ignore[attr-defined]
 
 
@@ -39,6 +35,9 @@ class Timekeeping:
 
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
+        stable = XEN_PVCLOCK_TSC_STABLE_BIT if hv.engine.tsc_khz is None else 0
+        multiplier, shift = tsc_scale(hv.tsc_khz)
+        self._scale_word = multiplier | (shift & 0xFF) << 32 | stable << 40
 
     # -- clock records ------------------------------------------------------------------------------------------------
 
@@ -51,7 +50,7 @@ class Timekeeping:
         words[at] = vcpu.time_version | 1
         words[at + 1] = self._hv.tsc()
         words[at + 2] = now
-        words[at + 3] = _MUL | _SHIFT << 32 | XEN_PVCLOCK_TSC_STABLE_BIT << 40
+        words[at + 3] = self._scale_word
         words[at] = vcpu.time_version
         if vcpu.time_area_vaddr:
             self._copy_vcpu_time(vcpu, at)
@@ -169,3 +168,13 @@ def _waiting_state(vcpu: Vcpu) -> int:
     if vcpu.down or vcpu.domain.is_dying or vcpu.pause_count or vcpu.domain.pause_count:
         return RUNSTATE_offline
     return RUNSTATE_blocked if vcpu.blocked else RUNSTATE_runnable
+
+
+def tsc_scale(khz: int) -> tuple[int, int]:
+    """Multiplier and shift that make nanoseconds of a counter's ticks: (ticks << shift) * multiplier >> 32.
+
+    The multiplier has its highest bit set; a negative shift is to the right (struct vcpu_time_info in public/xen.h).
+    """
+    nanoseconds_per_tick = (1_000_000 << 64) // khz
+    shift = nanoseconds_per_tick.bit_length() - 64
+    return nanoseconds_per_tick >> 32 + shift, shift

@@ -1,7 +1,8 @@
 """The hypervisor's part of every guest's address space: the machine-to-physical table, and the domain's own area.
 
-Of Xen's reserved L4 slots 256 to 271 a guest sees the M2P (slot 256, read-only) and, for the processor only, its
-descriptor tables (slot 260). The M2P has no page where the machine has no memory, so that looking there faults.
+Of Xen's reserved L4 slots 256 to 271 a guest sees the M2P (slot 256 where the engine can show it there, else 257;
+read-only) and, for the processor only, its descriptor tables (slot 260) and what the engine needs (slot 261). The M2P
+has no page where the machine has no memory, so that looking there faults.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import Final
 import numpy as np
 
 from xenolith.abi.types import DOMID_XEN
+from xenolith.cpu.engine import ENGINE_SLOT
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import HYPERVISOR, NOT_RAM, TYPE_SHARED, FrameTable
 from xenolith.hypervisor.pagetables import XEN_SLOT_FIRST, XEN_SLOT_LAST
 
-M2P_START: Final = 0xFFFF_8000_0000_0000
-M2P_END: Final = 0xFFFF_8040_0000_0000
-_M2P_SLOT: Final = 256
+_XEN_START: Final = 0xFFFF_8000_0000_0000
+_M2P_BYTES: Final = 0x40_0000_0000
 _PERDOMAIN_SLOT: Final = 260
 _ENTRIES_PER_FRAME: Final = 512
 _TABLE: Final = 0x27
@@ -28,8 +29,10 @@ _SUPERVISOR_TABLE: Final = 0x23
 class XenSpace:
     """Builds the M2P over `frames`, which is DOMID_XEN's. `m2p` is the table as 64-bit words, indexed by mfn."""
 
-    def __init__(self, frames: FrameTable) -> None:
+    def __init__(self, frames: FrameTable, m2p_slot: int = XEN_SLOT_FIRST, engine_table: int = 0) -> None:
         self._frames = frames
+        self._m2p_slot = m2p_slot
+        self._engine_table = engine_table
         self._words = frames.ram.words
         size = -(-frames.total // _ENTRIES_PER_FRAME)
         self._m2p_mfns = frames.allocate_top(DOMID_XEN, size)
@@ -58,12 +61,14 @@ class XenSpace:
         base = l4_mfn << 9
         for slot in range(XEN_SLOT_FIRST, XEN_SLOT_LAST + 1):
             self._words[base + slot] = 0
-        self._words[base + _M2P_SLOT] = self._l3_mfn << 12 | _TABLE
+        self._words[base + self._m2p_slot] = self._l3_mfn << 12 | _TABLE
         self._words[base + _PERDOMAIN_SLOT] = domain.perdomain_l3_mfn << 12 | _SUPERVISOR_TABLE
+        self._words[base + ENGINE_SLOT] = self._engine_table
 
     def m2p_range(self) -> tuple[int, int, int]:
         """Where guests see the M2P: first address, address after the last, and the highest index."""
-        return M2P_START, M2P_END, (M2P_END - M2P_START) // 8 - 1
+        start = _XEN_START + (self._m2p_slot - XEN_SLOT_FIRST << 39)
+        return start, start + _M2P_BYTES, _M2P_BYTES // 8 - 1
 
     def m2p_chunks(self) -> list[int]:
         """The first frame of each 2 MiB of the M2P."""

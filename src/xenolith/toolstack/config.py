@@ -32,6 +32,7 @@ class MachineConfig:
 
     name: str = "default"
     clock: str = "host"
+    engine: str = "auto"
     memory: int | None = None
     spare_memory: int = 0
     serial: Path | None = None

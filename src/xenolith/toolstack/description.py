@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from xenolith.cpu.choose import ENGINES
 from xenolith.errors import UserError
 from xenolith.toolstack import values
 from xenolith.toolstack.config import (
@@ -63,6 +64,13 @@ MACHINE_KEYS: Final[dict[str, Key]] = {
         '"host"',
         "Time that passes as the host's does, or time that is worked: then idle time is skipped, nothing can be typed,"
         " and every run is the same.",
+    ),
+    "engine": Key(
+        "engine",
+        _one_of(*ENGINES),
+        '"auto", "unicorn" or "kvm"',
+        '"auto"',
+        "What executes the guests' code; see [engines](engines.md).",
     ),
     "preset": Key(
         "preset", _one_of(*PRESETS), "text", "", "Domains that it has beside those described: see [presets](#presets)."

@@ -14,7 +14,7 @@ from xenolith.abi.errno import XenError
 from xenolith.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from xenolith.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_soft_reset, SHUTDOWN_suspend
 from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
-from xenolith.cpu.unicorn import UnicornEngine
+from xenolith.cpu.choose import create_engine
 from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.machine import Hypervisor
@@ -72,21 +72,22 @@ class Machine:
         self._typed = bytearray()
         memory = config.memory or sum(domain.memory for domain in config.domains) + config.spare_memory
         memory += _OVERHEAD_BYTES + memory // 256
+        virtual = config.clock == "virtual"
         hardware = any(Capability.HARDWARE in domain.capabilities for domain in config.domains)
         if hardware:
             memory = -(-memory >> _MIB_SHIFT) + 2 << _MIB_SHIFT
             memory_map = MemoryMap(memory)
             self.ram = Ram(memory_map.top_frame << 12)
-            self.engine = UnicornEngine(self.ram, _ram_ranges(memory_map))
+            self.engine = create_engine(config.engine, self.ram, _ram_ranges(memory_map), virtual)
         else:
             self.ram = Ram(memory + 0xFFF & ~0xFFF)
-            self.engine = UnicornEngine(self.ram)
+            self.engine = create_engine(config.engine, self.ram, counts_work=virtual)
         self.clock: Clock
         self.host: HostLoop | VirtualHost
-        if config.clock == "virtual":
+        if virtual:
             self.engine.count_work()
-            virtual = VirtualClock(self.engine.work_done, _VIRTUAL_NS_PER_BYTE)
-            self.clock, self.host = virtual, VirtualHost(self.engine, virtual)
+            clock = VirtualClock(self.engine.work_done, _VIRTUAL_NS_PER_BYTE)
+            self.clock, self.host = clock, VirtualHost(self.engine, clock)
         else:
             self.clock = HostClock()
             self.host = HostLoop(self.engine, self.clock)

@@ -1,0 +1,507 @@
+"""The KVM engine: guest code runs on the host's processor, at CPL 3, on the page tables that were validated for it.
+
+One virtual machine holds the RAM; each virtual processor is one of KVM's. What a guest cannot do at CPL 3 arrives in
+the engine's own pages (`kvm_entry`), leaves KVM from there, and is told to the handler. Where KVM keeps shadows of page
+tables (it has neither EPT nor NPT, or is itself software), it does not see what we write into them: `shadows_tables`
+says so, and the engine must be told of every change. What the host's KVM can do is tried out when an engine starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import mmap
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from xenolith.cpu import kvm_abi as abi
+from xenolith.cpu.engine import RING0_CODE_SELECTOR, Cpu, ExitHandler
+from xenolith.cpu.kvm_cpu import CR2, CR3, KvmCpu
+from xenolith.cpu.kvm_entry import (
+    COMPAT_SYSCALL,
+    DONE,
+    ENTRY_WIDTH,
+    LIST_ENTRIES,
+    SYSCALL,
+    SYSENTER,
+    EntryPages,
+    entry_written,
+    table_written,
+)
+from xenolith.cpu.kvm_proof import Proof, Unproven, tsc_reader
+from xenolith.cpu.paging import translate
+from xenolith.cpu.registers import (
+    CR0_AM,
+    CR0_ET,
+    CR0_MP,
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_OSFXSR,
+    CR4_OSXMMEXCPT,
+    CR4_PAE,
+    CS,
+    DF,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NX,
+    EFER_SCE,
+    IF,
+    NT,
+    RIP,
+    SS,
+    TF,
+)
+from xenolith.errors import UserError
+from xenolith.machine.ram import PAGE_SIZE, Ram
+
+_DEVICE: Final = "/dev/kvm"
+_TOP: Final = 1 << 40
+"""Physical addresses that a machine has, where the host's processor has as many."""
+_PROCESSORS: Final = 1024
+_CR0: Final = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG
+_CR4: Final = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
+_EFER: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
+_SYSCALL_CLEARS: Final = TF | IF | DF | NT | 0x40000
+_RING0_FLAGS: Final = 2
+_WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
+_SOFTWARE_VECTORS: Final = frozenset((3, 4, *range(32, 256)))
+_INVALID_OPCODE: Final = 6
+_GENERAL_PROTECTION: Final = 13
+_PAGE_FAULT: Final = 14
+_FROM_TABLE: Final = 2
+"""Error code of #GP: an entry of the interrupt table was at fault; its vector is in the bits above."""
+_INT_N: Final = 0xCD
+_MOST_RETRIES: Final = 1000
+"""Exceptions in our own code, one after another, before we take it that it does not run."""
+
+
+class KvmEngine:
+    """One physical processor over `ram`, by way of /dev/kvm. Raises UserError where it cannot be used."""
+
+    name = "kvm"
+    preemptible = True
+
+    def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
+        self._ram = ram
+        self._words = ram.words
+        self._kvm = _open()
+        self._cpuid = abi.CpuidTable(self._kvm)
+        self._vm = abi.request(self._kvm, abi.CREATE_VM)
+        weakref.finalize(self, _close, self._vm, self._kvm)
+        self._run_size = abi.request(self._kvm, abi.GET_VCPU_MMAP_SIZE)
+        processors = min(abi.request(self._kvm, abi.CHECK_EXTENSION, abi.CAP_MAX_VCPUS) or 1, _PROCESSORS)
+        bits = self._cpuid.query(0x8000_0008, 0)[0] & 0xFF or 36
+        self._numbers = iter(range(processors))
+        self._pages = EntryPages(min(_TOP, 1 << bits), processors, ram.size)
+        self.entry_table = self._pages.table
+        self._slots = itertools.count()
+        self._mapped: list[range] = []
+        self._mmio: list[tuple[range, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
+        # What is shared with KVM is mapped a second time, so that forgetting pages of it costs nobody else anything.
+        self._mirror = mmap.mmap(ram.fd, ram.size, mmap.MAP_SHARED)
+        self._mirror_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mirror))
+        for addresses in ram_ranges or [range(ram.size)]:
+            self._map(addresses, self._mirror_address + addresses.start)
+        self._map(range(self._pages.maddr, self._pages.maddr + self._pages.size), self._pages.host_address)
+        self._spare: list[KvmCpu] = []
+        self._current: KvmCpu | None = None
+        self._root = 0
+        self._flush = False
+        self._written: list[int] = []
+        self._handler: ExitHandler
+        self._stopping = False
+        self._thread = 0
+        self._retries = 0
+        self.shadows_tables = False
+        self.tsc_khz: int | None = None
+        _catch_kicks()
+        self._try_out()
+
+    def _map(self, addresses: range, host_address: int) -> None:
+        region = (
+            next(self._slots).to_bytes(4, "little")
+            + bytes(4)
+            + b"".join(value.to_bytes(8, "little") for value in (addresses.start, len(addresses), host_address))
+        )
+        try:
+            abi.request(self._vm, abi.SET_USER_MEMORY_REGION, region)
+        except OSError as error:
+            raise UserError(f"KVM cannot map {len(addresses) >> 20} MiB: {error}", "use less memory") from None
+        self._mapped.append(addresses)
+
+    def _try_out(self) -> None:
+        proof = Proof(self, self._ram, self._mapped[0].stop)
+        try:
+            found = proof.find()
+        except (Unproven, OSError) as reason:
+            raise UserError(f"this host's KVM cannot run PV guests: {reason}", "use --engine unicorn") from None
+        finally:
+            proof.clear()
+        self.shadows_tables, self.first_slot, self.cpuid_traps, self.exit_ns = found
+        self.read_tsc = tsc_reader()
+
+    # -- processors ---------------------------------------------------------------------------------------------------
+
+    def create_cpu(self) -> KvmCpu:
+        if self._spare:
+            cpu = self._spare.pop()
+            cpu.reset()
+            return cpu
+        number = next(self._numbers, None)
+        if number is None:
+            raise UserError(f"KVM has no more than {_PROCESSORS} virtual processors", "start fewer guests, or vCPUs")
+        fd = abi.request(self._vm, abi.CREATE_VCPU, number)
+        abi.fcntl_large(fd, abi.SET_CPUID2, self._cpuid.raw)
+        self._set_msrs(fd)
+        _share_tsc(fd)
+        self.tsc_khz = abi.request(fd, abi.GET_TSC_KHZ)
+        return KvmCpu(self, fd, self._run_size, *self._pages.make_area(number))
+
+    def release_cpu(self, cpu: Cpu) -> None:
+        assert isinstance(cpu, KvmCpu)
+        if self._current is cpu:
+            self._current = None
+        self._spare.append(cpu)
+
+    def _set_msrs(self, fd: int) -> None:
+        pages = self._pages
+        segments = RING0_CODE_SELECTOR << 32 | RING0_CODE_SELECTOR << 48
+        for number, value in (
+            (abi.MSR_STAR, segments),
+            (abi.MSR_LSTAR, pages.syscall),
+            (abi.MSR_CSTAR, pages.compat_syscall),
+            (abi.MSR_SYSCALL_MASK, _SYSCALL_CLEARS),
+            (abi.MSR_SYSENTER_CS, RING0_CODE_SELECTOR),
+            (abi.MSR_SYSENTER_EIP, pages.sysenter),
+        ):
+            if not abi.set_msr(fd, number, value):
+                raise UserError(f"KVM refuses a value for register {number:#x}", "use --engine unicorn")
+        abi.set_msr(fd, abi.MSR_MISC_FEATURES_ENABLES, abi.MISC_CPUID_FAULT)
+
+    def set_modes(self, cpu: KvmCpu) -> None:
+        """Control registers of a new processor, and where its exceptions go."""
+        cpu.set_modes(_CR0, _CR4, _EFER, self._pages.interrupts)
+        cpu.set_descriptor_tables(self._pages.gdt, 0xFFFF, 0, 0)
+
+    def switch_to(self, cpu: Cpu) -> None:
+        assert isinstance(cpu, KvmCpu)
+        self._current = cpu
+
+    def attach(self, handler: ExitHandler) -> None:
+        self._handler = handler
+
+    # -- page tables --------------------------------------------------------------------------------------------------
+
+    def load_root(self, maddr: int) -> None:
+        self._root = maddr
+        self._flush = True
+
+    def flush_all(self) -> None:
+        self._flush = True
+
+    def flush_page(self, vaddr: int) -> None:
+        self._flush = True
+
+    def invalidate_code(self, maddr: int, size: int) -> None:
+        """Nothing is kept of code."""
+
+    def mapping_removed(self, mfn: int) -> None:
+        """Some L1 entry that mapped this frame maps it no more, or with fewer rights."""
+        if mfn < self._ram.frames:
+            self._mirror.madvise(mmap.MADV_DONTNEED, mfn << 12, PAGE_SIZE)
+
+    def table_entry_changed(self, maddr: int) -> None:
+        """The entry at `maddr` of a table above L1 was changed."""
+        self._written.append(entry_written(maddr))
+
+    def table_made(self, mfn: int) -> None:
+        """Frame `mfn` becomes a page table; it may have been one before, with other contents."""
+        self._written.append(table_written(mfn))
+
+    def _replay(self, cpu: KvmCpu) -> None:
+        """Have ring 0 write anew what was written, so that KVM sees it."""
+        while self._written:
+            part, self._written = self._written[:LIST_ENTRIES], self._written[LIST_ENTRIES:]
+            registers = [0] * abi.REGS_WORDS
+            registers[1], registers[2], registers[4] = 0, len(part), self._pages.put_list(part)
+            registers[6], registers[16], registers[17] = cpu.stack_top - 256, self._pages.replay, _RING0_FLAGS
+            cpu.words[CR3] = self._pages.own_root
+            cpu.enter_ring0(registers)
+            self._run_ring0(cpu)
+
+    def _run_ring0(self, cpu: KvmCpu) -> None:
+        """Run our own code to its end, whatever comes in between."""
+        for _ in range(_MOST_RETRIES):
+            cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
+            try:
+                fcntl.ioctl(cpu.fd, abi.RUN, 0)
+            except InterruptedError:
+                continue
+            run = cpu.run
+            if cpu.exit_reason == abi.EXIT_IO and run[abi.RUN_IO_SIZE] == ENTRY_WIDTH and cpu.port == DONE:
+                return
+            if not self._go_back(cpu):
+                break
+        raise Unproven("our own code does not run")
+
+    def _forget_translations(self, cpu: KvmCpu) -> None:
+        """KVM forgets all translations when CR3 changes; so it changes twice."""
+        if self._flush:
+            self._flush = False
+            if not self.shadows_tables and cpu.words[CR3] == self._root:
+                cpu.visit_root(self._pages.own_root)
+        cpu.words[CR3] = self._root
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Execute the current processor until `stop` or `kick`. Raises what a handler raised."""
+        cpu = self._current
+        assert cpu is not None
+        self._thread = threading.get_ident()
+        self._stopping = False
+        cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
+        while not self._stopping:
+            if self._written:
+                self._replay(cpu)
+            self._forget_translations(cpu)
+            cpu.enter()
+            self._let_run(cpu)
+
+    def _let_run(self, cpu: KvmCpu) -> None:
+        """From an entry into the guest to the handling of what ends it."""
+        while True:
+            try:
+                fcntl.ioctl(cpu.fd, abi.RUN, 0)
+            except OSError as error:
+                if error.errno == errno.EFAULT:
+                    self._fail("the guest uses memory that the host does not have")
+                    return
+                if error.errno != errno.EINTR:
+                    raise
+                if self._stopped_in_guest(cpu):
+                    return
+                continue
+            reason = cpu.exit_reason
+            if reason == abi.EXIT_IO:
+                if self._arrived(cpu):
+                    return
+            elif reason == abi.EXIT_MMIO:
+                self._access_device(cpu)
+            else:
+                self._fail(_words_for(reason, cpu))
+                return
+
+    def _stopped_in_guest(self, cpu: KvmCpu) -> bool:
+        """After a kick. False where an exception is on its way or is arriving: that comes first."""
+        cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
+        if cpu.privilege != 3 or cpu.has_event():
+            return False
+        cpu.leave_in_place()
+        return True
+
+    def _arrived(self, cpu: KvmCpu) -> bool:
+        """The guest left by an OUT of our own pages. False if it was not the guest's doing, and goes on."""
+        v = cpu.shared_registers()
+        port = cpu.port
+        if cpu.run[abi.RUN_IO_SIZE] == ENTRY_WIDTH:
+            self._entered(cpu, v, port, v[6])
+            return True
+        frame = self._pages.frame_words(v[6])
+        if frame is None:
+            self._fail(f"exception {port} arrived in an unknown place")
+            return True
+        error_code = frame.pop(0) if port in _WITH_ERROR_CODE else 0
+        rip, code, flags, rsp, stack = frame[:5]
+        if code & 3 != 3:
+            return not self._go_back(cpu)
+        self._retries = 0
+        if port == _PAGE_FAULT and rip in self._pages.entries:
+            # A software KVM enters by SYSCALL without leaving CPL 3, and so cannot fetch the code there.
+            self._entered(cpu, v, self._pages.entries.index(rip), rsp)
+            return True
+        cpu.leave(v, rip, rsp, flags)
+        if code != cpu.code_selector:
+            self._reload(cpu, CS, code)
+        if stack != cpu.stack_selector:
+            self._reload(cpu, SS, stack)
+        self._raise(cpu, port, error_code)
+        return True
+
+    def _entered(self, cpu: KvmCpu, v: list[int], port: int, rsp: int) -> None:
+        """By SYSCALL or SYSENTER."""
+        if port == SYSENTER:
+            cpu.leave(v, 0, 0, v[17] | IF)
+            self._handler.on_sysenter()
+            return
+        cpu.leave(v, v[2], rsp, v[11])
+        if port in (SYSCALL, COMPAT_SYSCALL):
+            self._handler.on_syscall()
+        else:
+            self._fail(f"entry {port} is unknown")
+
+    def _raise(self, cpu: KvmCpu, vector: int, error_code: int) -> None:
+        """Tell the handler of an exception."""
+        software = vector in _SOFTWARE_VECTORS
+        if vector == _GENERAL_PROTECTION and error_code & 3 == _FROM_TABLE and error_code >> 3 < 256:
+            vector, error_code, software = error_code >> 3, 0, True
+            cpu.regs[RIP] += 2
+        elif vector == _INVALID_OPCODE and (number := self._int_n(cpu)) is not None:
+            vector, software = number, True
+            cpu.regs[RIP] += 2
+        address = cpu.words[CR2] if vector == _PAGE_FAULT else 0
+        self._handler.on_exception(vector, error_code, address, software)
+
+    def _int_n(self, cpu: KvmCpu) -> int | None:
+        """The vector of an INT n at RIP, which a software KVM does not know; None if there is none."""
+        code = self._fetch(cpu.regs[RIP], 2)
+        return code[1] if len(code) == 2 and code[0] == _INT_N else None
+
+    def _fetch(self, vaddr: int, size: int) -> bytes:
+        found = bytearray()
+        for at in range(vaddr, vaddr + size):
+            maddr = translate(self._words, self._root, at)
+            if maddr is None or maddr >= self._ram.size:
+                break
+            found.append(self._ram.bytes[maddr])
+        return bytes(found)
+
+    def _go_back(self, cpu: KvmCpu) -> bool:
+        """An exception in our own code, which a software KVM raises for no reason: try once more. False after many."""
+        v = cpu.shared_registers()
+        frame = self._pages.frame_words(v[6])
+        self._retries += 1
+        if frame is None or self._retries > _MOST_RETRIES:
+            self._fail("exceptions arrive one in another")
+            return False
+        if cpu.port in _WITH_ERROR_CODE:
+            frame.pop(0)
+        v[16], v[6], v[17] = frame[0], frame[3], frame[2]
+        cpu.enter_ring0(v)
+        return True
+
+    def _reload(self, cpu: KvmCpu, segment: int, selector: int) -> None:
+        """The guest has loaded another code or stack segment by itself: find its descriptor."""
+        base = cpu.table_base(local=bool(selector & 4))
+        maddr = translate(self._words, self._root, base + (selector & 0xFFF8))
+        descriptor = self._words[maddr >> 3] if selector & 0xFFF8 and maddr is not None else 0
+        cpu.load_descriptor(segment, selector, descriptor)
+
+    def _access_device(self, cpu: KvmCpu) -> None:
+        """An access to what is no RAM; KVM finishes the instruction when it runs again."""
+        run = cpu.run
+        address = cpu.words[abi.RUN_MMIO_ADDRESS // 8]
+        length = int.from_bytes(run[abi.RUN_MMIO_LENGTH : abi.RUN_MMIO_LENGTH + 4], "little")
+        data = slice(abi.RUN_MMIO_DATA, abi.RUN_MMIO_DATA + length)
+        for addresses, read, write in self._mmio:
+            if address in addresses:
+                if run[abi.RUN_MMIO_IS_WRITE]:
+                    write(address - addresses.start, length, int.from_bytes(run[data], "little"))
+                else:
+                    value = read(address - addresses.start, length)
+                    run[data] = (value & (1 << 8 * length) - 1).to_bytes(length, "little")
+                break
+        else:
+            run[data] = b"\xff" * length
+        if self._stopping:
+            run[abi.RUN_IMMEDIATE_EXIT] = 1
+
+    def _fail(self, reason: str) -> None:
+        self._stopping = True
+        self._handler.on_failure(reason)
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def kick(self) -> None:
+        self._stopping = True
+        cpu, thread = self._current, self._thread
+        if cpu is not None and thread:
+            cpu.run[abi.RUN_IMMEDIATE_EXIT] = 1
+            signal.pthread_kill(thread, _KICK)
+
+    # -- the rest of the machine --------------------------------------------------------------------------------------
+
+    def count_work(self) -> None:
+        raise UserError("KVM cannot count what a guest executes", "use --engine unicorn for a virtual clock")
+
+    def set_work_limit(self, units: int | None) -> None:
+        """Nothing counts work."""
+
+    def work_done(self) -> int:
+        return 0
+
+    def map_mmio(
+        self, maddr: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
+        self._mmio.append((range(maddr, maddr + size), read, write))
+        self._mapped.append(range(maddr, maddr + size))
+
+    def unmapped(self, end: int) -> list[range]:
+        gaps, at = [], 0
+        for addresses in sorted(self._mapped, key=lambda mapped: mapped.start):
+            if at < addresses.start:
+                gaps.append(range(at, min(addresses.start, end)))
+            at = addresses.stop
+        return [*gaps, range(at, end)] if at < end else gaps
+
+    def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        return self._cpuid.query(leaf, subleaf)
+
+
+_KICK: Final = signal.SIGRTMIN + 1
+
+
+def _catch_kicks() -> None:
+    """Have the signal of a kick end a system call and do nothing else, and not even wake Python."""
+    libc = ctypes.CDLL(None)
+    libc.signal(_KICK, ctypes.cast(libc.abs, ctypes.c_void_p))
+
+
+def _share_tsc(vcpu: int) -> None:
+    """Let the guest's time stamp counter be the host's. (A software KVM has no other, and refuses.)"""
+    offset = (ctypes.c_uint64 * 1)(0)
+    attribute = b"".join(
+        (bytes(4), abi.TSC_OFFSET_GROUP.to_bytes(4, "little"), bytes(8), ctypes.addressof(offset).to_bytes(8, "little"))
+    )
+    with contextlib.suppress(OSError):
+        abi.request(vcpu, abi.SET_DEVICE_ATTR, attribute)
+
+
+def _open() -> int:
+    """/dev/kvm, if it can do what is needed. Raises UserError."""
+    try:
+        kvm = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{_DEVICE} cannot be opened: {error.strerror}", "use --engine unicorn") from None
+    lacking = abi.request(kvm, abi.CHECK_EXTENSION, abi.CAP_SYNC_REGS) & 3 != 3 or not abi.request(
+        kvm, abi.CHECK_EXTENSION, abi.CAP_IMMEDIATE_EXIT
+    )
+    if abi.request(kvm, abi.GET_API_VERSION) != abi.API_VERSION or lacking:
+        os.close(kvm)
+        raise UserError("this host's KVM is too old (Linux 4.17 or newer is needed)", "use --engine unicorn")
+    return kvm
+
+
+def _close(vm: int, kvm: int) -> None:
+    os.close(vm)
+    os.close(kvm)
+
+
+def _words_for(reason: int, cpu: KvmCpu) -> str:
+    if reason == abi.EXIT_SHUTDOWN:
+        return "the processor has shut down: an exception could not be delivered"
+    if reason == abi.EXIT_FAIL_ENTRY:
+        return f"KVM cannot enter the guest (hardware reason {cpu.words[4]:#x})"
+    if reason == abi.EXIT_INTERNAL_ERROR:
+        return f"KVM cannot execute what the guest asks for (internal error {cpu.words[4] & 0xFFFFFFFF})"
+    return f"KVM stopped for an unknown reason ({reason})"

@@ -1,0 +1,258 @@
+"""One virtual processor of the KVM engine: its state, which lies in the page that KVM shares with us."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from xenolith.cpu import kvm_abi as abi
+from xenolith.cpu.engine import RING0_CODE_SELECTOR, RING0_STACK_SELECTOR
+from xenolith.cpu.registers import CR0_TS, CS, DR6_FIXED, DR7_FIXED, ES, FLAGS_FIXED, FS, GS, IF, REGISTER_WORDS, SS
+
+if TYPE_CHECKING:
+    from xenolith.cpu.kvm import KvmEngine
+
+_FS_BASE: Final = (abi.RUN_SREGS + abi.SREGS_FS) // 8
+_GS_BASE: Final = (abi.RUN_SREGS + abi.SREGS_GS) // 8
+_CR0: Final = (abi.RUN_SREGS + abi.SREGS_CR0) // 8
+CR2: Final = (abi.RUN_SREGS + abi.SREGS_CR2) // 8
+CR3: Final = (abi.RUN_SREGS + abi.SREGS_CR3) // 8
+_REGS_WORD: Final = abi.RUN_REGS // 8
+_DIRTY_WORD: Final = abi.RUN_DIRTY_REGS // 8
+_ALL_REGS: Final = abi.SYNC_REGS | abi.SYNC_SREGS
+_HOST_ORDER: Final = struct.Struct("<18Q")
+_OUR_ORDER: Final = struct.Struct("<17Q")
+_PLACES: Final = {
+    ES: abi.SREGS_ES,
+    CS: abi.SREGS_CS,
+    SS: abi.SREGS_SS,
+    3: abi.SREGS_DS,
+    FS: abi.SREGS_FS,
+    GS: abi.SREGS_GS,
+}
+_CODE64: Final = 0x00A0FB00
+_DATA: Final = 0x00C0F300
+_CODE0: Final = 0x00A09B00
+_DATA0: Final = 0x00C09300
+_TASK_STATE: Final = 0x8B00
+_LOCAL_TABLE: Final = 0x8200
+_SOME_SELECTOR: Final = 0x40
+_DEBUG_WORD: Final = {0: 0, 1: 1, 2: 2, 3: 3, 6: 4, 7: 5}
+"""Where struct kvm_debugregs has each register."""
+
+
+def packed_segment(selector: int, base: int, limit: int, attributes: int) -> bytes:
+    """struct kvm_segment of a selector and what its descriptor says (attributes: bits 8 to 23 of the high word)."""
+    a = attributes
+    present = a >> 15 & 1
+    return struct.pack(
+        abi.SEGMENT,
+        base,
+        limit,
+        selector,
+        a >> 8 & 15,
+        present,
+        a >> 13 & 3,
+        a >> 22 & 1,
+        a >> 12 & 1,
+        a >> 21 & 1,
+        a >> 23 & 1,
+        a >> 20 & 1,
+        1 - present,
+    )
+
+
+RING0_CODE: Final = packed_segment(RING0_CODE_SELECTOR, 0, 0xFFFFFFFF, _CODE0)
+RING0_STACK: Final = packed_segment(RING0_STACK_SELECTOR, 0, 0xFFFFFFFF, _DATA0)
+
+
+class KvmCpu:
+    """A virtual processor. Registers are copied from and to the shared page at each exit; all else is read there."""
+
+    def __init__(self, engine: KvmEngine, fd: int, run_size: int, task_state: int, stack_top: int) -> None:
+        self._engine = engine
+        self._task_state = task_state
+        self.stack_top = stack_top
+        self.fd = fd
+        self.run = mmap.mmap(fd, run_size)
+        weakref.finalize(self, os.close, fd)
+        self.words = memoryview(self.run).cast("Q")
+        self._registers = bytearray(8 * REGISTER_WORDS)
+        self.regs = memoryview(self._registers).cast("Q")
+        self.words[abi.RUN_VALID_REGS // 8] = _ALL_REGS
+        self._sregs = bytes(abi.answer(fd, abi.GET_SREGS, abi.SREGS_BYTES))
+        self.reset()
+
+    def reset(self) -> None:
+        """The state that every new processor starts from: long mode, CPL 3, flat segments, clear registers."""
+        self._registers[:] = bytes(len(self._registers))
+        self.flags = FLAGS_FIXED | IF
+        sregs = self.run
+        sregs[abi.RUN_SREGS : abi.RUN_SREGS + abi.SREGS_BYTES] = self._sregs
+        for segment in (ES, 3, FS, GS):
+            self.load_segment(segment, 0, 0, 0, 0)
+        self.load_segment(CS, 0x33, 0, 0xFFFFFFFF, _CODE64)
+        self.load_segment(SS, 0x2B, 0, 0xFFFFFFFF, _DATA)
+        self._engine.set_modes(self)
+        fpu = bytearray(abi.FPU_BYTES)
+        struct.pack_into("<H", fpu, abi.FPU_CONTROL, 0x37F)
+        struct.pack_into("<I", fpu, abi.FPU_MXCSR, 0x1F80)
+        abi.request(self.fd, abi.SET_FPU, bytes(fpu))
+        debug = bytearray(abi.DEBUGREGS_BYTES)
+        struct.pack_into("<2Q", debug, 32, DR6_FIXED, DR7_FIXED)
+        abi.request(self.fd, abi.SET_DEBUGREGS, bytes(debug))
+
+    # -- what the hypervisor sees -------------------------------------------------------------------------------------
+
+    @property
+    def fs_base(self) -> int:
+        return self.words[_FS_BASE]
+
+    @fs_base.setter
+    def fs_base(self, value: int) -> None:
+        self.words[_FS_BASE] = value
+
+    @property
+    def gs_base(self) -> int:
+        return self.words[_GS_BASE]
+
+    @gs_base.setter
+    def gs_base(self, value: int) -> None:
+        self.words[_GS_BASE] = value
+
+    @property
+    def task_switched(self) -> bool:
+        return bool(self.words[_CR0] & CR0_TS)
+
+    @task_switched.setter
+    def task_switched(self, value: bool) -> None:
+        self.words[_CR0] = self.words[_CR0] | CR0_TS if value else self.words[_CR0] & ~CR0_TS
+
+    def selector(self, segment: int) -> int:
+        if segment == CS:
+            return self.code_selector
+        if segment == SS:
+            return self.stack_selector
+        at = abi.RUN_SREGS + _PLACES[segment] + abi.SEGMENT_SELECTOR
+        return int.from_bytes(self.run[at : at + 2], "little")
+
+    def load_segment(self, segment: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        descriptor = packed_segment(selector, base, limit, attributes)
+        if segment == CS:
+            self.code, self.code_selector = descriptor, selector
+        elif segment == SS:
+            self.stack, self.stack_selector = descriptor, selector
+        else:
+            at = abi.RUN_SREGS + _PLACES[segment]
+            self.run[at : at + 24] = descriptor
+
+    def set_descriptor_tables(self, gdt_base: int, gdt_limit: int, ldt_base: int, ldt_limit: int) -> None:
+        at = abi.RUN_SREGS + abi.SREGS_GDT
+        struct.pack_into("<QH", self.run, at, gdt_base, gdt_limit)
+        attributes = _LOCAL_TABLE if ldt_limit else 0
+        table = packed_segment(_SOME_SELECTOR if ldt_limit else 0, ldt_base, ldt_limit, attributes)
+        at = abi.RUN_SREGS + abi.SREGS_LDT
+        self.run[at : at + 24] = table
+
+    def set_modes(self, cr0: int, cr4: int, efer: int, interrupts: int) -> None:
+        """Control registers, and where exceptions find their stack and their gates."""
+        words, base = self.words, abi.RUN_SREGS
+        words[_CR0], words[(base + abi.SREGS_CR4) // 8], words[(base + abi.SREGS_EFER) // 8] = cr0, cr4, efer
+        at = base + abi.SREGS_TR
+        self.run[at : at + 24] = packed_segment(_SOME_SELECTOR, self._task_state, 0x67, _TASK_STATE)
+        struct.pack_into("<QH", self.run, base + abi.SREGS_IDT, interrupts, 0xFFF)
+
+    def table_base(self, local: bool) -> int:
+        """Where the GDT, or the LDT, lies (virtual address)."""
+        return self.words[(abi.RUN_SREGS + (abi.SREGS_LDT if local else abi.SREGS_GDT)) // 8]
+
+    def load_descriptor(self, segment: int, selector: int, descriptor: int) -> None:
+        """Load CS or SS with a descriptor as it stands in a table; 0 is a flat data segment."""
+        if not descriptor:
+            self.load_segment(segment, selector, 0, 0xFFFFFFFF, _DATA)
+            return
+        limit = (descriptor & 0xFFFF) | (descriptor >> 32 & 0xF0000)
+        limit = limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
+        base = (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24
+        self.load_segment(segment, selector, base, limit, descriptor >> 32 & 0x00F0FF00)
+
+    def debug_register(self, number: int) -> int:
+        state = abi.answer(self.fd, abi.GET_DEBUGREGS, abi.DEBUGREGS_BYTES)
+        return int(memoryview(state).cast("Q")[_DEBUG_WORD[number]])
+
+    def set_debug_register(self, number: int, value: int) -> None:
+        state = abi.answer(self.fd, abi.GET_DEBUGREGS, abi.DEBUGREGS_BYTES)
+        memoryview(state).cast("Q")[_DEBUG_WORD[number]] = value
+        abi.request(self.fd, abi.SET_DEBUGREGS, bytes(state))
+
+    # -- in and out of the guest --------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Put the guest's registers, code and stack segment where KVM takes them from."""
+        r = self.regs.tolist()
+        run = self.run
+        _HOST_ORDER.pack_into(
+            run, abi.RUN_REGS, r[0], r[3], r[1], r[2], r[6], r[7], r[4], r[5], *r[8:17], self.flags | FLAGS_FIXED
+        )
+        run[abi.RUN_SREGS + abi.SREGS_CS : abi.RUN_SREGS + abi.SREGS_CS + 24] = self.code
+        run[abi.RUN_SREGS + abi.SREGS_SS : abi.RUN_SREGS + abi.SREGS_SS + 24] = self.stack
+        self.words[_DIRTY_WORD] = _ALL_REGS
+
+    def enter_ring0(self, registers: list[int]) -> None:
+        """Put registers in KVM's order (RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 to R15, RIP, RFLAGS) there instead,
+        with ring 0's segments."""
+        run = self.run
+        _HOST_ORDER.pack_into(run, abi.RUN_REGS, *registers)
+        run[abi.RUN_SREGS + abi.SREGS_CS : abi.RUN_SREGS + abi.SREGS_CS + 24] = RING0_CODE
+        run[abi.RUN_SREGS + abi.SREGS_SS : abi.RUN_SREGS + abi.SREGS_SS + 24] = RING0_STACK
+        self.words[_DIRTY_WORD] = _ALL_REGS
+
+    def shared_registers(self) -> list[int]:
+        """The registers as KVM left them, in its order."""
+        return self.words[_REGS_WORD : _REGS_WORD + abi.REGS_WORDS].tolist()
+
+    def leave(self, v: list[int], rip: int, rsp: int, flags: int) -> None:
+        """Take over the registers of the shared page, but for these three, which are the guest's."""
+        _OUR_ORDER.pack_into(self._registers, 0, v[0], v[2], v[3], v[1], rsp, v[7], v[4], v[5], *v[8:16], rip)
+        self.flags = flags
+
+    def leave_in_place(self) -> None:
+        """The guest was stopped in the middle of its own code: all registers are its own."""
+        v = self.shared_registers()
+        self.leave(v, v[16], v[6], v[17])
+        run = self.run
+        at = abi.RUN_SREGS + abi.SREGS_CS
+        self.code = run[at : at + 24]
+        self.code_selector = int.from_bytes(self.code[12:14], "little")
+        at = abi.RUN_SREGS + abi.SREGS_SS
+        self.stack = run[at : at + 24]
+        self.stack_selector = int.from_bytes(self.stack[12:14], "little")
+
+    @property
+    def exit_reason(self) -> int:
+        """Why KVM returned (EXIT_*)."""
+        return self.words[1] & 0xFFFFFFFF
+
+    @property
+    def port(self) -> int:
+        """Of the OUT by which the guest left."""
+        return self.words[4] >> 16 & 0xFFFF
+
+    def has_event(self) -> bool:
+        """Whether KVM has an exception to deliver that it had begun with."""
+        events = abi.answer(self.fd, abi.GET_VCPU_EVENTS, abi.EVENTS_BYTES)
+        return bool(events[0] or events[3])
+
+    def visit_root(self, root: int) -> None:
+        """Have KVM load another CR3, for a moment."""
+        sregs = bytearray(self.run[abi.RUN_SREGS : abi.RUN_SREGS + abi.SREGS_BYTES])
+        memoryview(sregs)[abi.SREGS_CR3 : abi.SREGS_CR3 + 8] = root.to_bytes(8, "little")
+        abi.request(self.fd, abi.SET_SREGS, bytes(sregs))
+
+    @property
+    def privilege(self) -> int:
+        """CPL, as KVM left the processor."""
+        return self.run[abi.RUN_SREGS + abi.SREGS_SS + 16]
