@@ -14,6 +14,7 @@ import numpy as np
 from xenolith.abi.event_channel import EVTCHNSTAT_closed, EVTCHNSTAT_interdomain
 from xenolith.abi.grant_table import GNTMAP_device_map, GNTMAP_host_map
 from xenolith.abi.types import DOMID_XEN
+from xenolith.cpu.engine import ENGINE_SLOT
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.events_fifo import Fifo
 from xenolith.hypervisor.frames import (
@@ -39,7 +40,6 @@ _USER: Final = 4
 _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _NX: Final = 1 << 63
 _XEN_SLOTS: Final = range(256, 272)
-_M2P_SLOT: Final = 256
 _PERDOMAIN_SLOT: Final = 260
 
 
@@ -191,10 +191,13 @@ class _Census:
     def _check_xen_slot(self, table: int, slot: int, entry: int) -> None:
         domain = self._hv.domains[self._frames.owner[table]]
         expected = {
-            _M2P_SLOT: self._hv.xenspace._l3_mfn,
+            self._hv.engine.first_slot: self._hv.xenspace._l3_mfn,
             _PERDOMAIN_SLOT: domain.perdomain_l3_mfn,
         }.get(slot)
-        if expected is None or (entry & _ADDRESS) >> 12 != expected:
+        if slot == ENGINE_SLOT:
+            if entry != self._hv.engine.entry_table:
+                self._say(f"the engine's slot of L4 {table:#x} holds {entry:#x}")
+        elif expected is None or (entry & _ADDRESS) >> 12 != expected:
             self._say(f"the hypervisor's slot {slot} of L4 {table:#x} holds {entry:#x}")
         elif slot == _PERDOMAIN_SLOT and entry & _USER:
             self._say(f"the domain's own area is open to its code in L4 {table:#x}")

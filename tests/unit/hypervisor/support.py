@@ -42,6 +42,10 @@ class Engine:
     """Remembers what it was asked for in `calls`; `program`, if any, is what the processor does when it runs."""
 
     name = "unicorn"
+    entry_table = 0
+    first_slot = 256
+    tsc_khz: int | None = None
+    shadows_tables = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -49,6 +53,18 @@ class Engine:
 
     def create_cpu(self) -> Cpu:
         return Cpu()
+
+    def release_cpu(self, cpu: Cpu) -> None:
+        self.calls.append(("release", cpu))
+
+    def mapping_removed(self, mfn: int) -> None:
+        self.calls.append(("removed", mfn))
+
+    def table_entry_changed(self, maddr: int) -> None:
+        self.calls.append(("entry", maddr))
+
+    def table_made(self, mfn: int) -> None:
+        self.calls.append(("made", mfn))
 
     def switch_to(self, cpu: Cpu) -> None:
         self.calls.append(("switch", cpu))

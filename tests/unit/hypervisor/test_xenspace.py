@@ -8,9 +8,11 @@ from tests.unit.hypervisor.support import NX, RW, USER, Bench, P
 from xenolith.abi.errno import EINVAL, XenError
 from xenolith.abi.types import DOMID_XEN
 from xenolith.hypervisor.frames import HYPERVISOR, TYPE_SHARED, FrameTable
-from xenolith.hypervisor.xenspace import M2P_END, M2P_START, XenSpace
+from xenolith.hypervisor.xenspace import XenSpace
 from xenolith.machine.ram import Ram
 
+M2P_START = 0xFFFF_8000_0000_0000
+M2P_END = 0xFFFF_8040_0000_0000
 ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
