@@ -9,6 +9,7 @@ import pytest
 
 from tests.guest.assembler import TestImage, assemble, missing_tools
 from tests.guest.pvguest import PvGuest, TestMachine, is_native
+from xenolith.cpu.engine import LACKING
 
 Starter = Callable[..., PvGuest]
 
@@ -31,10 +32,18 @@ def shared_machine(image: TestImage) -> Iterator[list[TestMachine]]:
 
 
 @pytest.fixture
-def machine(image: TestImage, shared_machine: list[TestMachine]) -> Iterator[TestMachine]:
-    """The machine of this module. After the test its books balance; destroying all guests gives everything back."""
+def machine(
+    image: TestImage, shared_machine: list[TestMachine], request: pytest.FixtureRequest
+) -> Iterator[TestMachine]:
+    """The machine of this module. After the test its books balance; destroying all guests gives everything back.
+
+    A test that is marked as needing what the engine lacks here is skipped.
+    """
     if not shared_machine:
         shared_machine.append(TestMachine(image))
+    for need in request.node.iter_markers("needs"):
+        if need.args[0] in shared_machine[0].hv.engine.lacks:
+            pytest.skip(f"on {shared_machine[0].hv.engine.name} {LACKING[need.args[0]]}")
     machine = shared_machine.pop()
     try:
         free = machine.frames_left()

@@ -38,6 +38,7 @@ def selector(index: int, ldt: bool = False) -> int:
     return index << 3 | (4 if ldt else 0) | 3
 
 
+@pytest.mark.needs("segments")
 def test_gdt_is_read_only_and_its_descriptors_have_privilege_3(guest: PvGuest) -> None:
     mfn = guest.table(1, {1: DATA, 2: CODE64, 3: DATA | 1 << 45, 4: NOT_PRESENT, 5: DATA | DPL3})
     assert set_gdt(guest, mfn) == 0
@@ -53,6 +54,7 @@ def test_gdt_is_read_only_and_its_descriptors_have_privilege_3(guest: PvGuest) -
     assert guest.map(guest.page(1), mfn << 12 | PRESENT | RW) == 0
 
 
+@pytest.mark.needs("segments")
 @pytest.mark.parametrize("ldt", [False, True])
 def test_the_processor_marks_a_descriptor_as_accessed(guest: PvGuest, ldt: bool) -> None:
     """It writes to the guest's table for that, where the guest itself cannot: no fault may come of it."""
@@ -113,6 +115,7 @@ def test_call_gate_with_reserved_bits_is_refused(guest: PvGuest, bits: int) -> N
     assert set_gdt(guest, guest.table(1, {9: gate})) == -EINVAL
 
 
+@pytest.mark.needs("segments")
 def test_call_gate_is_kept_out_of_reach(guest: PvGuest) -> None:
     """It gets privilege 0, so that a call through it faults; its own privilege is noted in the selector."""
     gate = 1 << 47 | 2 << 45 | 0xC << 40 | 0xE033 << 16
@@ -147,6 +150,7 @@ def test_hypervisors_selectors(guest: PvGuest) -> None:
     assert guest.call("load_ss", 0xE033).fault == (GENERAL_PROTECTION, 0xE030)
 
 
+@pytest.mark.needs("segments")
 def test_ldt(guest: PvGuest) -> None:
     mfn = guest.table(1, {2: DATA, 3: system(9)})
     assert guest.mmuext(MMUEXT_SET_LDT, guest.page(1), 512) == 0

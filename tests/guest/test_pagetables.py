@@ -300,12 +300,12 @@ def test_junk_in_hypervisor_slots_is_overwritten_by_pinning(guest: PvGuest) -> N
     slots = guest.hv.ram.words[(l4 << 9) + 256 : (l4 << 9) + 272].tolist()
     assert slots == guest.hv.ram.words[(kernel >> 3) + 256 : (kernel >> 3) + 272].tolist()
     assert guest.mmuext(MMUEXT_NEW_BASEPTR, l4) == 0
-    assert guest.call("peek", 0xFFFF_8000_0000_0000 + 8 * guest.mfn(guest.page(0))).vector == NO_EXCEPTION
+    assert guest.call("peek", guest.hv.xenspace.m2p_range()[0] + 8 * guest.mfn(guest.page(0))).vector == NO_EXCEPTION
     assert guest.mmuext(MMUEXT_NEW_BASEPTR, kernel >> 12) == 0
 
 
 def test_hypervisor_range_cannot_be_touched(guest: PvGuest) -> None:
-    m2p = 0xFFFF_8000_0000_0000
+    m2p, _, _ = guest.hv.xenspace.m2p_range()
     assert guest.call("peek", m2p + 8 * guest.mfn(guest.page(0))).vector == NO_EXCEPTION
     assert guest.call("poke", m2p, 0).vector in (GENERAL_PROTECTION, PAGE_FAULT)
     total = guest.hv.frames.total

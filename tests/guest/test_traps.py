@@ -79,7 +79,7 @@ def iret_frame(
         ("invalidate_page", (GENERAL_PROTECTION, 0)),
         ("swap_gs", (GENERAL_PROTECTION, 0)),
         ("system_return", (GENERAL_PROTECTION, 0)),
-        ("enter_by_sysenter", (GENERAL_PROTECTION, 0)),
+        pytest.param("enter_by_sysenter", (GENERAL_PROTECTION, 0), marks=pytest.mark.needs("sysenter")),
         ("write_cr8", (GENERAL_PROTECTION, 0)),
     ],
 )
@@ -147,6 +147,7 @@ def test_single_step_from_iret(guest: PvGuest) -> None:
     assert guest.hypercall(HYPERVISOR_get_debugreg, 6) & (DR6_BS | 0xF) == DR6_BS
 
 
+@pytest.mark.needs("breakpoints")
 def test_breakpoint_on_code(guest: PvGuest) -> None:
     assert guest.hypercall(HYPERVISOR_set_debugreg, 0, guest.symbols["nothing"]) == 0
     assert guest.hypercall(HYPERVISOR_set_debugreg, 7, 1) == 0
@@ -160,6 +161,7 @@ def test_breakpoint_on_code(guest: PvGuest) -> None:
     assert guest.call("nothing").rax == 42
 
 
+@pytest.mark.needs("breakpoints")
 def test_breakpoint_on_data(guest: PvGuest) -> None:
     address = guest.page(0)
     assert guest.hypercall(HYPERVISOR_set_debugreg, 1, address) == 0
@@ -183,6 +185,7 @@ def test_debug_registers_are_checked(guest: PvGuest) -> None:
     assert guest.hypercall(HYPERVISOR_set_debugreg, 8, 0) < 0
 
 
+@pytest.mark.needs("task switch")
 def test_fpu_switch_raises_once(guest: PvGuest) -> None:
     assert guest.call("fpu").rax == 1
     assert guest.hypercall(HYPERVISOR_fpu_taskswitch, 1) == 0
@@ -259,7 +262,7 @@ def test_user_reads_its_own_pages_and_no_others(user: PvGuest) -> None:
         ("user_read_msr", (GENERAL_PROTECTION, 0)),
         ("user_load_gdt", (GENERAL_PROTECTION, 0)),
         ("user_swap_gs", (GENERAL_PROTECTION, 0)),
-        ("user_sysenter", (GENERAL_PROTECTION, 0)),
+        pytest.param("user_sysenter", (GENERAL_PROTECTION, 0), marks=pytest.mark.needs("sysenter")),
     ],
 )
 def test_user_exception(user: PvGuest, routine: str, fault: tuple[int, int]) -> None:
@@ -280,6 +283,7 @@ def test_user_single_step(user: PvGuest) -> None:
     assert user.hypercall(HYPERVISOR_get_debugreg, 6) & DR6_BS
 
 
+@pytest.mark.needs("task switch")
 def test_user_fpu(user: PvGuest) -> None:
     assert user.user("user_fpu").vector == USER_SYSCALL
     assert user.hypercall(HYPERVISOR_fpu_taskswitch, 1) == 0
@@ -287,6 +291,7 @@ def test_user_fpu(user: PvGuest) -> None:
     assert user.user("user_fpu").vector == USER_SYSCALL
 
 
+@pytest.mark.needs("sysenter")
 def test_user_sysenter_reaches_its_callback(user: PvGuest) -> None:
     register = CallbackRegister(type=CALLBACKTYPE_sysenter, address=user.symbols["user_syscall_0"])
     assert user.operation(HYPERVISOR_callback_op, 0, register) == 0

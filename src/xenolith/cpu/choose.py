@@ -15,7 +15,7 @@ _CHOICE: Final = "XENOLITH_ENGINE"
 
 
 def create_engine(name: str, ram: Ram, ram_ranges: list[range] | None = None, counts_work: bool = False) -> Engine:
-    """The engine called `name`, or one that counts work if a virtual clock needs that. UserError where it is unusable."""
+    """The engine called `name`, or one that can count work if it must. Raises UserError where it is unusable."""
     if name == "auto":
         name = os.environ.get(_CHOICE, "unicorn") if not counts_work else "unicorn"
     if name == "kvm":

@@ -18,6 +18,16 @@ RING0_DESCRIPTORS: Final = {RING0_CODE_SELECTOR: 0x00AF_9B00_0000_FFFF, RING0_ST
 """Ring 0's segments, which every GDT that a processor is given must have; Xen's selectors, asm-x86/config.h."""
 
 
+LACKING: Final = {
+    "breakpoints": "hardware breakpoints never trigger",
+    "cpuid": "CPUID is answered by the host's processor, but where a kernel asks by Xen's prefix",
+    "segments": "segment registers are not loaded from a guest's own descriptor tables",
+    "sysenter": "SYSENTER is no instruction of this host's processor in 64-bit mode",
+    "task switch": "the first FPU instruction after a task switch is not reported",
+}
+"""What an engine may leave undone, because its host does. Ordinary kernels depend on none of it."""
+
+
 class Segment(NamedTuple):
     """One loaded segment: selector, base (bytes), limit (bytes) and the descriptor's high word (attributes)."""
 
@@ -111,6 +121,8 @@ class Engine(Protocol):
     preemptible: bool
     """Whether `kick` stops a guest wherever it is, and not only at its next exit."""
 
+    lacks: frozenset[str]
+    """Keys of LACKING."""
     entry_table: int
     """What must stand in slot ENGINE_SLOT of each L4 that processors run on; 0 for nothing."""
     first_slot: int

@@ -146,7 +146,7 @@ class KvmEngine:
             raise UserError(f"this host's KVM cannot run PV guests: {reason}", "use --engine unicorn") from None
         finally:
             proof.clear()
-        self.shadows_tables, self.first_slot, self.cpuid_traps, self.exit_ns = found
+        self.shadows_tables, self.first_slot, self.lacks, self.exit_ns = found
         self.read_tsc = tsc_reader()
 
     # -- processors ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from typing import Final
 
 from xenolith.cpu.engine import ENGINE_SLOT, RING0_CODE_SELECTOR, RING0_DESCRIPTORS
 
+USER_DATA_SELECTOR: Final = 0xE02B
+_USER_DATA: Final = 0x00CF_F300_0000_FFFF
+
 SYSCALL: Final = 0
 SYSENTER: Final = 1
 COMPAT_SYSCALL: Final = 2
@@ -63,8 +66,8 @@ class EntryPages:
         """An L4 with nothing in it but these pages and all of RAM, for ring 0."""
         self.interrupts = _START + _INTERRUPTS * _PAGE
         self.gdt = _START + _DESCRIPTORS * _PAGE - (RING0_CODE_SELECTOR & ~0xFFF)
-        """A descriptor table with ring 0's segments and no others, for processors that have none of their own."""
-        for selector, descriptor in RING0_DESCRIPTORS.items():
+        """A descriptor table with ring 0's segments and one for data, for processors that have none of their own."""
+        for selector, descriptor in (*RING0_DESCRIPTORS.items(), (USER_DATA_SELECTOR, _USER_DATA)):
             self._words[_DESCRIPTORS * 512 + (selector >> 3 & 511)] = descriptor
         self._make_tables(areas, gib)
         self._make_stubs()

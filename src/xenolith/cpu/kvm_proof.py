@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xenolith.cpu.engine import ENGINE_SLOT
-from xenolith.cpu.registers import RAX, RDX, RIP, RSI, RSP
+from xenolith.cpu.kvm_entry import USER_DATA_SELECTOR
+from xenolith.cpu.registers import DR7_FIXED, RAX, RDX, RIP, RSI, RSP
 
 if TYPE_CHECKING:
     from xenolith.cpu.kvm import KvmEngine
@@ -23,6 +24,16 @@ _DATA_AT: Final = _ONE << 12
 _READ: Final = bytes.fromhex("488b06 0f05")
 """mov rax, [rsi]; syscall"""
 _CPUID: Final = bytes.fromhex("0fa2 0f05")
+_USE_FPU: Final = bytes.fromhex("0f57c0 0f05")
+"""xorps xmm0, xmm0; syscall"""
+_LOAD_FS: Final = bytes.fromhex("b9") + USER_DATA_SELECTOR.to_bytes(4, "little") + bytes.fromhex("8ee1 8ce0 0f05")
+"""mov ecx, selector; mov fs, ecx; mov eax, fs; syscall"""
+_BREAK_AT_CODE: Final = DR7_FIXED | 1
+_SYSENTER: Final = bytes.fromhex("0f34")
+_DEBUG: Final = 1
+_INVALID_OPCODE: Final = 6
+_NO_DEVICE: Final = 7
+_GENERAL_PROTECTION: Final = 13
 _RDTSC: Final = bytes.fromhex("0f31 0f05")
 _READ_TSC: Final = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 """rdtsc; shl rdx, 32; or rax, rdx; ret"""
@@ -32,11 +43,12 @@ _EXITS: Final = 50
 
 
 class Findings(NamedTuple):
-    """What KVM can do here. `first_slot` is the lowest of the hypervisor's L4 slots that a guest can use."""
+    """What KVM can do here. `first_slot` is the lowest of the hypervisor's L4 slots that a guest can use; `lacks` are
+    keys of `engine.LACKING`; `exit_ns` is what a way out of the guest and back takes."""
 
     shadows_tables: bool
     first_slot: int
-    cpuid_traps: bool
+    lacks: frozenset[str]
     exit_ns: int
 
 
@@ -103,10 +115,8 @@ class Proof:
         first_slot = next((slot for slot in _SLOTS if self._reaches(slot)), 0)
         if not first_slot:
             raise Unproven("guests cannot use the hypervisor's part of the address space")
-        self._run(_CPUID)
-        cpuid_traps = self._came[:2] == ("exception", 13)
         self._check_tsc()
-        return Findings(shadows, first_slot, cpuid_traps, self._exit_cost())
+        return Findings(shadows, first_slot, self._lacks(), self._exit_cost())
 
     def _sees_no_changes(self) -> bool:
         """Whether KVM must be told of changes of page tables; then it must heed that."""
@@ -131,6 +141,29 @@ class Proof:
 
     def _reaches(self, slot: int) -> bool:
         return self._run(_READ, (0xFFFF << 48 | slot << 39) + _DATA_AT) in _CONTENT
+
+    def _lacks(self) -> frozenset[str]:
+        cpu, lacks = self._cpu, set()
+        if not self._raises(_CPUID, _GENERAL_PROTECTION):
+            lacks.add("cpuid")
+        cpu.task_switched = True
+        if not self._raises(_USE_FPU, _NO_DEVICE):
+            lacks.add("task switch")
+        cpu.task_switched = False
+        cpu.set_debug_register(0, _CODE_AT)
+        cpu.set_debug_register(7, _BREAK_AT_CODE)
+        if not self._raises(_READ, _DEBUG):
+            lacks.add("breakpoints")
+        cpu.set_debug_register(7, DR7_FIXED)
+        if self._raises(_SYSENTER, _INVALID_OPCODE):
+            lacks.add("sysenter")
+        if self._run(_LOAD_FS) != USER_DATA_SELECTOR:
+            lacks.add("segments")
+        return frozenset(lacks)
+
+    def _raises(self, code: bytes, vector: int) -> bool:
+        self._run(code)
+        return self._came[:2] == ("exception", vector)
 
     def _check_tsc(self) -> None:
         """The guest's time stamp counter must be the host's."""

@@ -282,6 +282,7 @@ class UnicornEngine:
     """One emulated physical processor over `ram`. Raises UserError where the library cannot be used."""
 
     name = "unicorn"
+    lacks: frozenset[str] = frozenset()
     entry_table = 0
     first_slot = 256
     tsc_khz: int | None = None

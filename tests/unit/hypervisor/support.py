@@ -42,6 +42,7 @@ class Engine:
     """Remembers what it was asked for in `calls`; `program`, if any, is what the processor does when it runs."""
 
     name = "unicorn"
+    lacks: frozenset[str] = frozenset()
     entry_table = 0
     first_slot = 256
     tsc_khz: int | None = None
