@@ -125,6 +125,8 @@ class Engine(Protocol):
     """Keys of LACKING."""
     entry_table: int
     """What must stand in slot ENGINE_SLOT of each L4 that processors run on; 0 for nothing."""
+    reserved: range
+    """Machine addresses of the engine's own memory, which nobody may map; they are outside RAM."""
     first_slot: int
     """The lowest of the hypervisor's L4 slots (256 to 271) that guests can be given something in."""
     tsc_khz: int | None
@@ -138,8 +140,8 @@ class Engine(Protocol):
     def table_entry_changed(self, maddr: int) -> None:
         """The present entry at `maddr`, of a table above L1, was changed."""
 
-    def table_made(self, mfn: int) -> None:
-        """Frame `mfn` becomes a page table."""
+    def table_gone(self, mfn: int) -> None:
+        """Frame `mfn` is no page table any more."""
 
     def read_tsc(self) -> int:
         """The time stamp counter as guests read it now, where `tsc_khz` is known."""

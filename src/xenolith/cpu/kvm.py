@@ -33,7 +33,7 @@ from xenolith.cpu.kvm_entry import (
     SYSENTER,
     EntryPages,
     entry_written,
-    table_written,
+    table_gone,
 )
 from xenolith.cpu.kvm_proof import Proof, Unproven, tsc_reader
 from xenolith.cpu.paging import translate
@@ -103,6 +103,7 @@ class KvmEngine:
         self._numbers = iter(range(processors))
         self._pages = EntryPages(min(_TOP, 1 << bits), processors, ram.size)
         self.entry_table = self._pages.table
+        self.reserved = range(self._pages.maddr, self._pages.maddr + self._pages.size)
         self._slots = itertools.count()
         self._mapped: list[range] = []
         self._mmio: list[tuple[range, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
@@ -111,7 +112,7 @@ class KvmEngine:
         self._mirror_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mirror))
         for addresses in ram_ranges or [range(ram.size)]:
             self._map(addresses, self._mirror_address + addresses.start)
-        self._map(range(self._pages.maddr, self._pages.maddr + self._pages.size), self._pages.host_address)
+        self._map(self.reserved, self._pages.host_address)
         self._spare: list[KvmCpu] = []
         self._current: KvmCpu | None = None
         self._root = 0
@@ -223,9 +224,9 @@ class KvmEngine:
         """The entry at `maddr` of a table above L1 was changed."""
         self._written.append(entry_written(maddr))
 
-    def table_made(self, mfn: int) -> None:
-        """Frame `mfn` becomes a page table; it may have been one before, with other contents."""
-        self._written.append(table_written(mfn))
+    def table_gone(self, mfn: int) -> None:
+        """Frame `mfn` is no page table any more: it may be written to freely, and become one anew with other contents."""
+        self._written.append(table_gone(mfn))
 
     def _replay(self, cpu: KvmCpu) -> None:
         """Have ring 0 write anew what was written, so that KVM sees it."""

@@ -142,7 +142,7 @@ def entry_written(maddr: int) -> int:
     return _DIRECT_START + maddr
 
 
-def table_written(mfn: int) -> int:
-    """For `put_list`: all of frame `mfn`, which may have been a page table, was changed. A write of a single byte into
-    the middle of an entry makes KVM forget the whole table."""
+def table_gone(mfn: int) -> int:
+    """For `put_list`: frame `mfn` is no page table any more. A write of a single byte into the middle of an entry makes
+    KVM forget the whole table."""
     return _DIRECT_START + (mfn << 12) + 1

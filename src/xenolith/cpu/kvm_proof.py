@@ -134,7 +134,7 @@ class Proof:
         if self._run(_READ) != _CONTENT[1]:
             raise Unproven("changes of L2 tables are not seen")
         self._set(_OTHER_L1, _ONE, self._maddr(_ONE) | _ALL)
-        engine.table_made(self._base + _OTHER_L1)
+        engine.table_gone(self._base + _OTHER_L1)
         if self._run(_READ) != _CONTENT[0]:
             raise Unproven("a frame that becomes a page table once more is not seen")
         return True
@@ -186,7 +186,7 @@ class Proof:
         """Leave no trace."""
         self._ram.clear(self._base, FRAMES)
         for frame in range(self._base, self._base + FRAMES):
-            self._engine.table_made(frame)
+            self._engine.table_gone(frame)
             self._engine.mapping_removed(frame)
         self._engine.release_cpu(self._cpu)
 

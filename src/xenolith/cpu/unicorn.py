@@ -284,6 +284,7 @@ class UnicornEngine:
     name = "unicorn"
     lacks: frozenset[str] = frozenset()
     entry_table = 0
+    reserved = range(0)
     first_slot = 256
     tsc_khz: int | None = None
     shadows_tables = False
@@ -591,7 +592,7 @@ class UnicornEngine:
     def table_entry_changed(self, maddr: int) -> None:
         """Likewise."""
 
-    def table_made(self, mfn: int) -> None:
+    def table_gone(self, mfn: int) -> None:
         """Likewise."""
 
     def read_tsc(self) -> int:

@@ -119,15 +119,9 @@ class DescriptorTables:
 
     def add_domain(self, domain: Domain) -> None:
         """Make the domain's part of the hypervisor's range: an L3, an L2 and an L1 table of supervisor mappings."""
-        l3, l2 = self._new_tables(2)
+        l3, l2 = self._frames.allocate(HYPERVISOR, 2)
         self._words[l3 << 9] = l2 << 12 | _SUPERVISOR_TABLE
         domain.perdomain_l3_mfn = l3
-
-    def _new_tables(self, count: int) -> list[int]:
-        mfns = self._frames.allocate(HYPERVISOR, count)
-        for mfn in mfns:
-            self._tables.made(mfn)
-        return mfns
 
     def _replace(self, at: int, entry: int) -> None:
         """Write the L1 entry that is word `at` of RAM."""
@@ -140,16 +134,20 @@ class DescriptorTables:
         l2 = self._words[l3 << 9] >> 12
         for slot in range(512):
             if entry := self._words[(l2 << 9) + slot]:
-                self._frames.release_allocation(entry >> 12 & 0xFFFFFFF)
-        self._frames.release_allocation(l2)
-        self._frames.release_allocation(l3)
+                self._give_back(entry >> 12 & 0xFFFFFFF)
+        self._give_back(l2)
+        self._give_back(l3)
+
+    def _give_back(self, mfn: int) -> None:
+        self._tables.table_gone(mfn)
+        self._frames.release_allocation(mfn)
 
     def _l1_slot(self, vcpu: Vcpu) -> int:
         """The word index in RAM of the first L1 entry of this vCPU's area; the L1 table is made at first use."""
         l2 = self._words[vcpu.domain.perdomain_l3_mfn << 9] >> 12
         at = (l2 << 9) + vcpu.vcpu_id // 16
         if not self._words[at]:
-            self._words[at] = self._new_tables(1)[0] << 12 | _SUPERVISOR_TABLE
+            self._words[at] = self._frames.allocate(HYPERVISOR, 1)[0] << 12 | _SUPERVISOR_TABLE
         return ((self._words[at] & 0x000F_FFFF_FFFF_F000) >> 3) + vcpu.vcpu_id % 16 * 32
 
     def add_vcpu(self, vcpu: Vcpu) -> None:

@@ -93,7 +93,6 @@ class Hypervisor:
         self.argument_counts = {call.number: len(call.arguments) for call in HYPERCALLS}
         self.last_refusal = ""
         self._wall_offset_ns = 0
-        self._device_spaces: list[range] = []
         self._cpuid: dict[int, CpuidPolicy] = {}
         self._native_ready: dict[Callable[[], None], None] = {}
         self.vcpu_op_target: Vcpu
@@ -106,7 +105,7 @@ class Hypervisor:
         self.policy = Policy(self._note_forbidden)
         self.pagetables = PageTables(self.frames, self.memory, self.domains)
         if engine.shadows_tables:
-            self.pagetables.watch(engine.mapping_removed, engine.table_entry_changed, engine.table_made)
+            self.pagetables.watch(engine.mapping_removed, engine.table_entry_changed, engine.table_gone)
         self.descriptors = DescriptorTables(self.frames, self.memory, self.pagetables)
         self.xenspace = XenSpace(self.frames, engine.first_slot, engine.entry_table)
         self.m2p = self.xenspace.m2p
@@ -141,8 +140,7 @@ class Hypervisor:
     def _map_devices(self, pc: Pc) -> None:
         """Everything outside RAM goes to the memory-mapped bus, where what nobody claims reads all ones."""
         pc.install_firmware(self.ram.bytes)
-        self._device_spaces = self.engine.unmapped(_DEVICE_SPACE_END)
-        for space in self._device_spaces:
+        for space in self.engine.unmapped(_DEVICE_SPACE_END):
             self.engine.map_mmio(
                 space.start,
                 len(space),
@@ -154,13 +152,15 @@ class Hypervisor:
 
     def device_frames(self) -> list[tuple[int, int]]:
         """First and last frame of each range that is no memory for domains, except what the hypervisor keeps."""
-        ranges = []
-        for space in self._device_spaces:
-            at, end = space.start >> 12, space.stop >> 12
-            for kept in _KEPT_FRAMES:
-                if at <= kept < end:
-                    ranges += [(at, kept - 1)] if at < kept else []
-                    at = kept + 1
+        taken = [(mfns.start, mfns.stop) for mfns in self.pc.memory_map.ram_ranges] if self.pc is not None else []
+        taken += [(kept, kept + 1) for kept in _KEPT_FRAMES]
+        taken.append((self.engine.reserved.start >> 12, self.engine.reserved.stop >> 12))
+        ranges, at = [], 0
+        for start, stop in sorted(taken):
+            if at < start:
+                ranges.append((at, start - 1))
+            at = max(at, stop)
+        if at < (end := _DEVICE_SPACE_END >> 12):
             ranges.append((at, end - 1))
         return ranges
 

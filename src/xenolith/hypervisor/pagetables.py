@@ -89,7 +89,7 @@ class PageTables:
         self.linear_uses: Counter[int] = Counter()
         self.mapping_removed: Callable[[int], None] | None = None
         self._table_entry_changed: Callable[[int], None] | None = None
-        self._table_made: Callable[[int], None] | None = None
+        self._table_gone: Callable[[int], None] | None = None
         frames.validate = self.validate
         frames.devalidate = self.devalidate
 
@@ -97,17 +97,17 @@ class PageTables:
         self,
         mapping_removed: Callable[[int], None],
         table_entry_changed: Callable[[int], None],
-        table_made: Callable[[int], None],
+        table_gone: Callable[[int], None],
     ) -> None:
         """Tell an engine that keeps shadows of page tables what it must know (see `Engine`)."""
         self.mapping_removed = mapping_removed
         self._table_entry_changed = table_entry_changed
-        self._table_made = table_made
+        self._table_gone = table_gone
 
-    def made(self, mfn: int) -> None:
-        """Frame `mfn` begins to be a page table."""
-        if self._table_made is not None:
-            self._table_made(mfn)
+    def table_gone(self, mfn: int) -> None:
+        """Frame `mfn` stops being a page table."""
+        if self._table_gone is not None:
+            self._table_gone(mfn)
 
     # -- whole tables -------------------------------------------------------------------------------------------------
 
@@ -120,7 +120,6 @@ class PageTables:
         if kind == TYPE_SEG_DESC:
             self.check_descriptors(mfn)
             return
-        self.made(mfn)
         if kind == TYPE_L1:
             self._validate_l1(mfn, domain)
         else:
@@ -130,9 +129,12 @@ class PageTables:
 
     def devalidate(self, mfn: int, kind: int) -> None:
         """Give back what the entries of a table refer to."""
+        if kind == TYPE_SEG_DESC:
+            return
+        self.table_gone(mfn)
         if kind == TYPE_L1:
             self._devalidate_l1(mfn)
-        elif kind != TYPE_SEG_DESC:
+        else:
             for slot, entry in self._present(mfn):
                 if kind != TYPE_L4 or not XEN_SLOT_FIRST <= slot <= XEN_SLOT_LAST:
                     self._put_table_entry(entry, mfn, kind)

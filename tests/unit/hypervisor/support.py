@@ -44,6 +44,7 @@ class Engine:
     name = "unicorn"
     lacks: frozenset[str] = frozenset()
     entry_table = 0
+    reserved = range(0)
     first_slot = 256
     tsc_khz: int | None = None
     shadows_tables = False
@@ -64,7 +65,7 @@ class Engine:
     def table_entry_changed(self, maddr: int) -> None:
         self.calls.append(("entry", maddr))
 
-    def table_made(self, mfn: int) -> None:
+    def table_gone(self, mfn: int) -> None:
         self.calls.append(("made", mfn))
 
     def switch_to(self, cpu: Cpu) -> None:
