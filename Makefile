@@ -12,7 +12,7 @@ TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-c
 
 help:
 	@echo 'make run      boot a machine; this terminal is its console (Ctrl-] leaves it). More options: make run ARGS="--memory 1GiB"'
-	@echo 'make test     run every check: ruff, mypy, pytest'
+	@echo 'make test     run every check: ruff, mypy, pytest (ENGINE=kvm: all guests of the tests on that engine)'
 	@echo 'make lint     the checks without pytest'
 	@echo 'make bench    measure Xenolith against QEMU and Xen (needs qemu-system-x86)'
 	@echo 'make docs     write the generated documents anew'
@@ -25,6 +25,7 @@ install: $(VENV)/compiled
 run: $(VENV)/compiled
 	@exec $(BIN)/xenolith boot $(ARGS)
 
+test: export XENOLITH_ENGINE := $(ENGINE)
 test: $(VENV)/installed-dev
 	@tools/pull_test_kernels $(BIN)/xenolith $(TEST_KERNELS)
 	@tools/check $(BIN) ruff format mypy pytest

@@ -1,4 +1,4 @@
-"""Guests for tests: one machine for each module; guests are destroyed and their remains counted at the end."""
+"""Guests for tests: one machine for each module and engine; guests are destroyed at the end, their remains counted."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> TestImage:
 
 
 @pytest.fixture(scope="module")
-def shared_machine(image: TestImage) -> Iterator[list[TestMachine]]:
-    """The module's machine, in a list because one that a test broke is replaced."""
-    machines = [TestMachine(image)]
+def shared_machine(image: TestImage, engine: str) -> Iterator[list[TestMachine]]:
+    """The module's machine on this engine, in a list because one that a test broke is replaced."""
+    machines = [TestMachine(image, engine)]
     yield machines
     for machine in machines:
         machine.close()
@@ -33,14 +33,14 @@ def shared_machine(image: TestImage) -> Iterator[list[TestMachine]]:
 
 @pytest.fixture
 def machine(
-    image: TestImage, shared_machine: list[TestMachine], request: pytest.FixtureRequest
+    image: TestImage, shared_machine: list[TestMachine], engine: str, request: pytest.FixtureRequest
 ) -> Iterator[TestMachine]:
     """The machine of this module. After the test its books balance; destroying all guests gives everything back.
 
     A test that is marked as needing what the engine lacks here is skipped.
     """
     if not shared_machine:
-        shared_machine.append(TestMachine(image))
+        shared_machine.append(TestMachine(image, engine))
     for need in request.node.iter_markers("needs"):
         if need.args[0] in shared_machine[0].hv.engine.lacks:
             pytest.skip(f"on {shared_machine[0].hv.engine.name} {LACKING[need.args[0]]}")

@@ -93,10 +93,10 @@ class TestMachine:
 
     __test__ = False
 
-    def __init__(self, image: TestImage) -> None:
+    def __init__(self, image: TestImage, engine: str = "auto") -> None:
         self.image = image
         self.console: dict[str, bytearray] = {}
-        self._machine = Machine(MachineConfig(spare_memory=SPARE), self._sink)
+        self._machine = Machine(MachineConfig(engine=engine, spare_memory=SPARE), self._sink)
         self.hv = self._machine.hv
         self.start("first").destroy()  # brings the native services into being
 

@@ -56,6 +56,7 @@ def command(
     timeout: float | None,
     clock: str | None,
     engine: str | None,
+    cpu: str | None,
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -76,6 +77,8 @@ def command(
         config.clock = clock
     if engine is not None:
         config.engine = engine
+    if cpu is not None:
+        config.cpu = cpu
     if name is not None:
         config.name = name
     served = detach or name is not None or any(domain.services for domain in config.domains)

@@ -87,7 +87,7 @@ def _sections(report: HostReport) -> list[tuple[str, list[_Row]]]:
                 ("memory", memory, enough),
             ],
         ),
-        ("Engines", [(engine.name, _engine(engine), engine.usable) for engine in report.engines]),
+        ("Engines", [row for engine in report.engines for row in _engine_rows(engine, report)]),
         (
             "Kernels",
             [(kernel.name, f"{kernel.origin}: {kernel.verdict}", kernel.boots) for kernel in report.kernels]
@@ -101,6 +101,14 @@ def _sections(report: HostReport) -> list[tuple[str, list[_Row]]]:
             ],
         ),
     ]
+
+
+def _engine_rows(engine: EngineReport, report: HostReport) -> list[tuple[str, str, bool | None]]:
+    """One row for the engine, and one for each thing that it lacks."""
+    words = _engine(engine)
+    if engine.name == report.chosen and len(report.engines) > 1:
+        words += "; chosen by --engine auto"
+    return [(engine.name, words, engine.usable), *(("", f"but {what}", None) for what in engine.lacks)]
 
 
 def _engine(engine: EngineReport) -> str:

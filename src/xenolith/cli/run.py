@@ -23,6 +23,7 @@ def command(
     timeout: float | None,
     clock: str | None,
     engine: str | None,
+    cpu: str | None,
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -34,5 +35,5 @@ def command(
     from xenolith.toolstack.config import DomainConfig, MachineConfig
 
     domain = override(DomainConfig("guest", kernel=kernel), ramdisk, cmdline, memory, vcpus, shell_command)
-    config = MachineConfig(clock=clock or "host", engine=engine or "auto", domains=[domain])
+    config = MachineConfig(clock=clock or "host", engine=engine or "auto", cpu=cpu or "host", domains=[domain])
     sys.exit(run_machine(config, timeout, log, symbols, as_json))

@@ -36,6 +36,11 @@ _OPTIONS: Final = (
     click.option("--timeout", type=float, metavar="S", help="End after this many seconds, with exit status 6."),
     click.option("--clock", type=click.Choice(["host", "virtual"]), help="Time that passes, or time that is worked."),
     click.option("--engine", type=click.Choice(["auto", "unicorn", "kvm"]), help="What executes the guests' code."),
+    click.option(
+        "--cpu",
+        type=click.Choice(["host", "x86-64-v4", "x86-64-v3", "x86-64-v2"]),
+        help="How much of the processor guests are shown.",
+    ),
     click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write what happens, one JSON a line."),
     click.option(
         "--symbols", type=click.Path(path_type=Path), metavar="FILE", help="System.map or vmlinux for reports."

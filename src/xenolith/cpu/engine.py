@@ -76,6 +76,9 @@ class Cpu(Protocol):
     def set_descriptor_tables(self, gdt_base: int, gdt_limit: int, ldt_base: int, ldt_limit: int) -> None:
         """Where the processor finds its GDT and LDT: virtual addresses and limits in bytes (LDT limit 0: none)."""
 
+    def set_xcr0(self, value: int) -> None:
+        """Switch parts of extended state on, of those in the engine's `xcr0_mask`."""
+
     def debug_register(self, number: int) -> int: ...
     def set_debug_register(self, number: int, value: int) -> None: ...
 
@@ -121,10 +124,16 @@ class Engine(Protocol):
     preemptible: bool
     """Whether `kick` stops a guest wherever it is, and not only at its next exit."""
 
+    @property
+    def runs_loops(self) -> bool:
+        """Whether the host's own processor runs a guest's hot loops, if it does not run all of its code."""
+
     lacks: frozenset[str]
     """Keys of LACKING."""
     entry_table: int
     """What must stand in slot ENGINE_SLOT of each L4 that processors run on; 0 for nothing."""
+    xcr0_mask: int
+    """The parts of extended state (XSAVE) that guests may switch on; 0 where there is no XSAVE."""
     reserved: range
     """Machine addresses of the engine's own memory, which nobody may map; they are outside RAM."""
     first_slot: int

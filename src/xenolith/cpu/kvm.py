@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Final
 
 from xenolith.cpu import kvm_abi as abi
+from xenolith.cpu import native
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, Cpu, ExitHandler
 from xenolith.cpu.kvm_cpu import CR2, CR3, KvmCpu
 from xenolith.cpu.kvm_entry import (
@@ -35,7 +36,7 @@ from xenolith.cpu.kvm_entry import (
     entry_written,
     table_gone,
 )
-from xenolith.cpu.kvm_proof import Proof, Unproven, tsc_reader
+from xenolith.cpu.kvm_proof import Proof, Unproven
 from xenolith.cpu.paging import translate
 from xenolith.cpu.registers import (
     CR0_AM,
@@ -69,6 +70,11 @@ _TOP: Final = 1 << 40
 _PROCESSORS: Final = 1024
 _CR0: Final = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG
 _CR4: Final = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
+_CR4_OSXSAVE: Final = 1 << 18
+_HAS_XSAVE: Final = 1 << 26
+_STATE_LEAF: Final = 0xD
+_STATE_PARTS: Final = 0xE7
+"""Of extended state: x87, SSE, AVX and AVX-512."""
 _EFER: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
 _SYSCALL_CLEARS: Final = TF | IF | DF | NT | 0x40000
 _RING0_FLAGS: Final = 2
@@ -89,12 +95,14 @@ class KvmEngine:
 
     name = "kvm"
     preemptible = True
+    runs_loops = True
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         self._ram = ram
         self._words = ram.words
         self._kvm = _open()
         self._cpuid = abi.CpuidTable(self._kvm)
+        self.host_cpuid = self._cpuid.query
         self._vm = abi.request(self._kvm, abi.CREATE_VM)
         weakref.finalize(self, _close, self._vm, self._kvm)
         self._run_size = abi.request(self._kvm, abi.GET_VCPU_MMAP_SIZE)
@@ -104,6 +112,7 @@ class KvmEngine:
         self._pages = EntryPages(min(_TOP, 1 << bits), processors, ram.size)
         self.entry_table = self._pages.table
         self.reserved = range(self._pages.maddr, self._pages.maddr + self._pages.size)
+        self.read_tsc = native.read_tsc
         self._slots = itertools.count()
         self._mapped: list[range] = []
         self._mmio: list[tuple[range, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
@@ -148,7 +157,10 @@ class KvmEngine:
         finally:
             proof.clear()
         self.shadows_tables, self.first_slot, self.lacks, self.exit_ns = found
-        self.read_tsc = tsc_reader()
+        if "cpuid" in self.lacks:
+            self.host_cpuid = native.cpuid
+        parts, _, _, more = self.host_cpuid(_STATE_LEAF, 0)
+        self.xcr0_mask = (parts | more << 32) & _STATE_PARTS
 
     # -- processors ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +202,9 @@ class KvmEngine:
 
     def set_modes(self, cpu: KvmCpu) -> None:
         """Control registers of a new processor, and where its exceptions go."""
-        cpu.set_modes(_CR0, _CR4, _EFER, self._pages.interrupts)
+        cpu.set_modes(
+            _CR0, _CR4 | (_CR4_OSXSAVE if self._cpuid.query(1, 0)[2] & _HAS_XSAVE else 0), _EFER, self._pages.interrupts
+        )
         cpu.set_descriptor_tables(self._pages.gdt, 0xFFFF, 0, 0)
 
     def switch_to(self, cpu: Cpu) -> None:
@@ -225,7 +239,7 @@ class KvmEngine:
         self._written.append(entry_written(maddr))
 
     def table_gone(self, mfn: int) -> None:
-        """Frame `mfn` is no page table any more: it may be written to freely, and become one anew with other contents."""
+        """Frame `mfn` is no page table any more: it may be written to, and become one anew with other contents."""
         self._written.append(table_gone(mfn))
 
     def _replay(self, cpu: KvmCpu) -> None:
@@ -454,9 +468,6 @@ class KvmEngine:
                 gaps.append(range(at, min(addresses.start, end)))
             at = addresses.stop
         return [*gaps, range(at, end)] if at < end else gaps
-
-    def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
-        return self._cpuid.query(leaf, subleaf)
 
 
 _KICK: Final = signal.SIGRTMIN + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -178,6 +179,12 @@ class KvmCpu:
         limit = limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
         base = (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24
         self.load_segment(segment, selector, base, limit, descriptor >> 32 & 0x00F0FF00)
+
+    def set_xcr0(self, value: int) -> None:
+        message = bytearray(abi.XCRS_BYTES)
+        struct.pack_into("<IIIIQ", message, 0, 1, 0, 0, 0, value)
+        with contextlib.suppress(OSError):  # a software KVM has the host's for all, and refuses
+            abi.request(self.fd, abi.SET_XCRS, bytes(message))
 
     def debug_register(self, number: int) -> int:
         state = abi.answer(self.fd, abi.GET_DEBUGREGS, abi.DEBUGREGS_BYTES)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from xenolith.cpu import native
 from xenolith.cpu.engine import ENGINE_SLOT
 from xenolith.cpu.kvm_entry import USER_DATA_SELECTOR
 from xenolith.cpu.registers import DR7_FIXED, RAX, RDX, RIP, RSI, RSP
@@ -35,8 +33,6 @@ _INVALID_OPCODE: Final = 6
 _NO_DEVICE: Final = 7
 _GENERAL_PROTECTION: Final = 13
 _RDTSC: Final = bytes.fromhex("0f31 0f05")
-_READ_TSC: Final = bytes.fromhex("0f31 48c1e220 4809d0 c3")
-"""rdtsc; shl rdx, 32; or rax, rdx; ret"""
 _CONTENT: Final = (0x1111, 0x2222)
 _SLOTS: Final = (256, 257)
 _EXITS: Final = 50
@@ -54,15 +50,6 @@ class Findings(NamedTuple):
 
 class Unproven(Exception):
     """KVM does not do what guests need; the message says what."""
-
-
-def tsc_reader() -> Callable[[], int]:
-    """A function that reads the host's time stamp counter."""
-    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page[: len(_READ_TSC)] = _READ_TSC
-    read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    read.page = page  # type: ignore[attr-defined]
-    return read
 
 
 class Proof:
@@ -167,11 +154,10 @@ class Proof:
 
     def _check_tsc(self) -> None:
         """The guest's time stamp counter must be the host's."""
-        read = tsc_reader()
-        before = read()
+        before = native.read_tsc()
         low = self._run(_RDTSC)
         value = low | self._cpu.regs[RDX] << 32
-        if not before <= value <= read():
+        if not before <= value <= native.read_tsc():
             raise Unproven("the guest's time stamp counter is not the host's")
 
     def _exit_cost(self) -> int:

@@ -269,6 +269,9 @@ class UnicornCpu:
         self.regs[_LDT // 8 + 1] = ldt_base
         self.longs[_LDT // 4 + 4] = ldt_limit
 
+    def set_xcr0(self, value: int) -> None:
+        raise NotImplementedError("there is no XSAVE")
+
     def debug_register(self, number: int) -> int:
         return self.regs[self._engine.debug_word + number]
 
@@ -284,6 +287,7 @@ class UnicornEngine:
     name = "unicorn"
     lacks: frozenset[str] = frozenset()
     entry_table = 0
+    xcr0_mask = 0
     reserved = range(0)
     first_slot = 256
     tsc_khz: int | None = None

@@ -17,6 +17,7 @@ from xenolith.abi.x86_64 import (
     XEN_CPUID_SIGNATURE_ECX,
     XEN_CPUID_SIGNATURE_EDX,
 )
+from xenolith.hypervisor import xstate
 
 if TYPE_CHECKING:
     from xenolith.cpu.engine import Engine
@@ -62,9 +63,17 @@ _ONE_CORE: Final = 0x0000_3FFF
 
 _HYPERVISOR: Final = 1 << 31
 
+LEVELS: Final = {
+    "host": xstate.KNOWN,
+    "x86-64-v4": xstate.KNOWN,
+    "x86-64-v3": xstate.KNOWN & ~xstate.AVX512,
+    "x86-64-v2": 0,
+}
+"""Extended state that a processor of each level of the x86-64 psABI has; "host" is all that the engine has."""
+
 # Bits that may be shown, leaf by leaf. Not shown: what PV guests cannot use (PSE, PGE, MTRR, VME, PCID, x2APIC, SMEP,
-# 1 GiB pages …), what needs state that engines do not switch (XSAVE, AVX, FSGSBASE), and what the emulator computes
-# wrongly (BMI1, BMI2, ADX) or slowly (ERMS).
+# 1 GiB pages …) and FSGSBASE. Shown only where the engine has XSAVE, which is where it executes natively: what needs
+# extended state, and what an emulator computes wrongly (BMI1, BMI2, ADX) or slowly (ERMS).
 _SHOWN_1_ECX: Final = _bits(
     0,  # SSE3
     1,  # PCLMULQDQ
@@ -78,6 +87,14 @@ _SHOWN_1_ECX: Final = _bits(
     30,  # RDRAND
 )
 _RDRAND: Final = 1 << 30
+_XSAVE: Final = 1 << 26
+_AVX_1_ECX: Final = _bits(12, 28, 29)  # FMA, AVX, F16C
+_NATIVE_7_EBX: Final = _bits(3, 8, 9, 18, 19)  # BMI1, BMI2, ERMS, RDSEED, ADX
+_AVX_7_EBX: Final = _bits(5)  # AVX2
+_AVX_7_ECX: Final = _bits(8, 9, 10)  # GFNI, VAES, VPCLMULQDQ
+_AVX512_7_EBX: Final = _bits(16, 17, 21, 28, 30, 31)  # F, DQ, IFMA, CD, BW, VL
+_AVX512_7_ECX: Final = _bits(1, 6, 11, 12, 14)  # VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
+_NATIVE_7_EDX: Final = _bits(4)  # FSRM
 _SHOWN_1_EDX: Final = _bits(
     0,  # FPU
     2,  # debugging extensions
@@ -110,11 +127,21 @@ class CpuidPolicy:
     """
 
     def __init__(
-        self, engine: Engine, domain: Domain, repeatable: bool = False, address_bits: int = _MACHINE_ADDRESS_BITS
+        self,
+        engine: Engine,
+        domain: Domain,
+        repeatable: bool = False,
+        address_bits: int = _MACHINE_ADDRESS_BITS,
+        level: str = "host",
     ) -> None:
         self._engine = engine
         self._address_bits = address_bits
-        self._shown_1_ecx = _SHOWN_1_ECX & ~_RDRAND if repeatable else _SHOWN_1_ECX
+        self.xcr0_mask = engine.xcr0_mask & LEVELS[level]
+        """The parts of extended state that the domain may switch on."""
+        self._shown_1_ecx = self._choose(_SHOWN_1_ECX, _XSAVE, _AVX_1_ECX) & ~(_RDRAND if repeatable else 0)
+        self._shown_7_ebx = self._choose(_SHOWN_7_EBX, _NATIVE_7_EBX, _AVX_7_EBX, _AVX512_7_EBX)
+        self._shown_7_ecx = self._choose(0, 0, _AVX_7_ECX, _AVX512_7_ECX)
+        self._shown_7_edx = self._choose(0, _NATIVE_7_EDX)
         self.domain = domain
         self._answers: dict[tuple[int, int], Leaf] = {}
 
@@ -129,11 +156,21 @@ class CpuidPolicy:
             self._answers[key] = answer(self, subleaf)
         return self._answers[key]
 
+    def _choose(self, always: int, native: int, avx: int = 0, avx512: int = 0) -> int:
+        """The bits that go with the extended state that there is."""
+        mask = self.xcr0_mask
+        shown = always | (native if mask else 0) | (avx if mask & xstate.AVX else 0)
+        return shown | (avx512 if mask & xstate.AVX512 else 0)
+
+    def state_size(self, xcr0: int) -> int:
+        """Bytes of the XSAVE area for these parts."""
+        return xstate.size(self._real, xcr0)
+
     def _real(self, leaf: int, subleaf: int = 0) -> Leaf:
         return self._engine.host_cpuid(leaf, subleaf)
 
     def _vendor(self, subleaf: int) -> Leaf:
-        return _VENDOR
+        return (xstate.LEAF if self.xcr0_mask else _MAX_BASIC_LEAF, *_VENDOR)
 
     def _features(self, subleaf: int) -> Leaf:
         _, _, ecx, edx = self._real(1)
@@ -147,7 +184,13 @@ class CpuidPolicy:
         return (eax & _ONE_CORE, ebx, ecx, edx) if eax & 0x1F else NOTHING
 
     def _structured_features(self, subleaf: int) -> Leaf:
-        return (0, self._real(7)[1] & _SHOWN_7_EBX, 0, 0) if subleaf == 0 else NOTHING
+        if subleaf:
+            return NOTHING
+        _, ebx, ecx, edx = self._real(7)
+        return (0, ebx & self._shown_7_ebx, ecx & self._shown_7_ecx, edx & self._shown_7_edx)
+
+    def _extended_state(self, subleaf: int) -> Leaf:
+        return xstate.describe(self._real, self.xcr0_mask, subleaf)
 
     def _extended_maximum(self, subleaf: int) -> Leaf:
         return (_MAX_EXTENDED_LEAF, 0, 0, 0)
@@ -191,7 +234,7 @@ def _words(text: bytes) -> Leaf:
     return (a, b, c, d)
 
 
-_VENDOR: Final = _words(_MAX_BASIC_LEAF.to_bytes(4, "little") + VENDOR[:4] + VENDOR[8:] + VENDOR[4:8])
+_VENDOR: Final = _words(bytes(4) + VENDOR[:4] + VENDOR[8:] + VENDOR[4:8])[1:]
 
 _SAFE_TSC: Final = 1 << 1
 _HAS_RDTSCP: Final = 1 << 2
@@ -211,6 +254,7 @@ _LEAVES: Final[dict[int, Callable[[CpuidPolicy, int], Leaf]]] = {
     2: CpuidPolicy._cache_descriptors,
     4: CpuidPolicy._caches,
     7: CpuidPolicy._structured_features,
+    xstate.LEAF: CpuidPolicy._extended_state,
     0x4000_0000: CpuidPolicy._xen_signature,
     0x4000_0001: CpuidPolicy._xen_version,
     0x4000_0002: CpuidPolicy._xen_hypercall_page,

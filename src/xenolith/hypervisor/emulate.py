@@ -42,7 +42,7 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
-from xenolith.hypervisor import debug_registers, ioports, msr
+from xenolith.hypervisor import debug_registers, ioports, msr, xstate
 from xenolith.hypervisor.descriptors import XEN_CS64, base_of, limit_of
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
 from xenolith.hypervisor.hypercalls.mmu import new_base
@@ -75,8 +75,11 @@ CR4_MCE: Final = 1 << 6
 CR4_VISIBLE: Final = CR4_PAE | CR4_MCE | CR4_OSFXSR | CR4_OSXMMEXCPT
 """Bits of CR4 that every guest sees set (PV_CR4_GUEST_VISIBLE_MASK)."""
 CR4_GUEST: Final = CR4_TSD | debug_registers.CR4_DE
-"""Bits that a guest controls (PV_CR4_GUEST_MASK less FSGSBASE and OSXSAVE, which the CPUID policy hides)."""
+"""Bits that a guest controls (PV_CR4_GUEST_MASK less FSGSBASE, which the CPUID policy hides, and OSXSAVE)."""
+CR4_OSXSAVE: Final = 1 << 18
+"""A bit that a guest controls where the engine has XSAVE."""
 
+_CPUID_OSXSAVE: Final = 1 << 27
 _CLI: Final = 0xFA
 _STI: Final = 0xFB
 _LONGEST_INSTRUCTION: Final = 15
@@ -146,13 +149,19 @@ def invalid_opcode(hv: Hypervisor, vcpu: Vcpu) -> bool:
 def cpuid(hv: Hypervisor, vcpu: Vcpu) -> None:
     """Put the answer to CPUID leaf EAX, subleaf ECX into RAX, RBX, RCX and RDX."""
     regs = vcpu.cpu.regs
-    answer = hv.cpuid_for(vcpu.domain).query(regs[RAX] & _MASK32, regs[RCX] & _MASK32)
-    regs[RAX], regs[RBX], regs[RCX], regs[RDX] = answer
+    leaf, subleaf = regs[RAX] & _MASK32, regs[RCX] & _MASK32
+    policy = hv.cpuid_for(vcpu.domain)
+    eax, ebx, ecx, edx = policy.query(leaf, subleaf)
+    if leaf == 1 and policy.xcr0_mask and (vcpu.kernel_mode or vcpu.cr4 & CR4_OSXSAVE):
+        ecx |= _CPUID_OSXSAVE  # which kernels expect to find set, as in Xen's own CR4 (xen/arch/x86/cpuid.c)
+    elif leaf == xstate.LEAF and subleaf == 0 and ebx:
+        ebx = policy.state_size(vcpu.xcr0)
+    regs[RAX], regs[RBX], regs[RCX], regs[RDX] = eax, ebx, ecx, edx
 
 
 def cr4_of(vcpu: Vcpu) -> int:
     """CR4 as the guest reads it."""
-    return vcpu.cr4 & CR4_GUEST | CR4_VISIBLE
+    return vcpu.cr4 | CR4_VISIBLE
 
 
 def _trap_single_step(vcpu: Vcpu) -> None:
@@ -426,7 +435,7 @@ def _write_control(hv: Hypervisor, vcpu: Vcpu, number: int, value: int) -> bool:
         except XenError:
             return False
     elif number == 4:
-        vcpu.cr4 = value & CR4_GUEST
+        vcpu.cr4 = value & (CR4_GUEST | (CR4_OSXSAVE if hv.cpuid_for(vcpu.domain).xcr0_mask else 0))
     else:
         return False
     return True
@@ -510,5 +519,14 @@ def _cpuid(hv: Hypervisor, vcpu: Vcpu, instruction: Instruction) -> int:
 
 
 def _xsetbv(hv: Hypervisor, vcpu: Vcpu, instruction: Instruction) -> int:
-    """There is no XSAVE and no CR4.OSXSAVE, without which the instruction does not exist."""
-    raise GuestFault(INVALID_OPCODE)
+    """Switch parts of extended state on; without CR4.OSXSAVE the instruction does not exist."""
+    if not vcpu.cr4 & CR4_OSXSAVE:
+        raise GuestFault(INVALID_OPCODE)
+    regs = vcpu.cpu.regs
+    value = (regs[RDX] & _MASK32) << 32 | regs[RAX] & _MASK32
+    mask = hv.cpuid_for(vcpu.domain).xcr0_mask
+    if not vcpu.kernel_mode or regs[RCX] & _MASK32 or not xstate.valid(value, mask):
+        return NOT_EMULATED
+    vcpu.xcr0 = value
+    vcpu.cpu.set_xcr0(value)
+    return instruction.len

@@ -73,10 +73,16 @@ class Host(Protocol):
 
 
 class Hypervisor:
-    """One machine under Xenolith. `pc` is its hardware below RAM and processor; None for a bare machine."""
+    """One machine under Xenolith. `pc` is its hardware below RAM and processor; None for a bare machine.
 
-    def __init__(self, ram: Ram, engine: Engine, clock: Clock, host: Host, pc: Pc | None = None) -> None:
+    `cpu_level` limits what guests see of the processor (a key of `cpuid.LEVELS`).
+    """
+
+    def __init__(
+        self, ram: Ram, engine: Engine, clock: Clock, host: Host, pc: Pc | None = None, cpu_level: str = "host"
+    ) -> None:
         self.ram = ram
+        self.cpu_level = cpu_level
         self.engine = engine
         self.clock = clock
         self.host = host
@@ -307,7 +313,7 @@ class Hypervisor:
     def cpuid_for(self, domain: Domain) -> CpuidPolicy:
         if domain.domid not in self._cpuid:
             self._cpuid[domain.domid] = CpuidPolicy(
-                self.engine, domain, self.clock.virtual, (self.frames.total - 1).bit_length() + 12
+                self.engine, domain, self.clock.virtual, (self.frames.total - 1).bit_length() + 12, self.cpu_level
             )
         return self._cpuid[domain.domid]
 

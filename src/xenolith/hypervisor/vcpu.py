@@ -90,6 +90,8 @@ class Vcpu:
     ldt_entries: int = 0
     ldt_mfns: dict[int, int] = field(default_factory=dict)
     cr4: int = 0
+    xcr0: int = 1
+    """The parts of extended state that the guest has switched on."""
     debug: list[int] = field(default_factory=lambda: [0] * 8)
     tsc_aux: int = 0
     """What RDTSCP puts into ECX: the number that the guest gave this vCPU (32 bits)."""

@@ -33,6 +33,7 @@ class MachineConfig:
     name: str = "default"
     clock: str = "host"
     engine: str = "auto"
+    cpu: str = "host"
     memory: int | None = None
     spare_memory: int = 0
     serial: Path | None = None

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from xenolith.cpu.choose import ENGINES
 from xenolith.errors import UserError
+from xenolith.hypervisor.cpuid import LEVELS
 from xenolith.toolstack import values
 from xenolith.toolstack.config import (
     DEFAULT_SERVICE_MEMORY,
@@ -71,6 +72,13 @@ MACHINE_KEYS: Final[dict[str, Key]] = {
         '"auto", "unicorn" or "kvm"',
         '"auto"',
         "What executes the guests' code; see [engines](engines.md).",
+    ),
+    "cpu": Key(
+        "cpu",
+        _one_of(*LEVELS),
+        "text",
+        '"host"',
+        f"How much of the processor guests are shown: {', '.join(LEVELS)}.",
     ),
     "preset": Key(
         "preset", _one_of(*PRESETS), "text", "", "Domains that it has beside those described: see [presets](#presets)."

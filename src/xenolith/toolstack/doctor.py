@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import platform
 import shutil
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from xenolith.cpu.registers import RBX, RIP, RSI
-from xenolith.cpu.unicorn import UnicornEngine
+from xenolith.cpu.choose import choose, create_engine
+from xenolith.cpu.engine import LACKING
+from xenolith.cpu.measure import measure
 from xenolith.errors import UserError
 from xenolith.loader import kernels
-from xenolith.machine.ram import Ram
 from xenolith.toolstack.config import DEFAULT_CONTROL_MEMORY
 
 OWN_MEMORY: Final = 150 << 20
 """The most, in bytes, that Xenolith takes beside its guests' memory on a machine of the usual size."""
-
-_KVM_GET_API_VERSION: Final = 0xAE00
-_KVM_API_VERSION: Final = 12
-"""linux/kvm.h, and the only version that Linux has had since 2.6.22 (Documentation/virt/kvm/api.rst)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +37,8 @@ class EngineReport:
     million_instructions_per_second: float | None = None
     runs_loops: bool | None = None
     """Whether the host's processor runs a guest's small hot loops."""
+    lacks: tuple[str, ...] = ()
+    """What guests cannot have on it, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +75,8 @@ class HostReport:
     kernels: list[KernelReport] = field(default_factory=list)
     tools: list[ToolReport] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    chosen: str = "unicorn"
+    """What "auto" means here."""
 
     @property
     def ready(self) -> bool:
@@ -109,6 +108,7 @@ def examine() -> HostReport:
         memory_available=_available_memory(),
         memory_needed=DEFAULT_CONTROL_MEMORY + OWN_MEMORY,
         engines=[unicorn(), kvm()],
+        chosen=choose(),
         kernels=[_kernel(kernel) for kernel in (*kernels.cached(), *kernels.host())],
         tools=[ToolReport(name, package, purpose, shutil.which(name)) for name, package, purpose in _TOOLS],
     )
@@ -170,132 +170,29 @@ def unicorn() -> EngineReport:
     """Start the Unicorn engine, which verifies what it rests on, and measure it."""
     try:
         version = importlib.metadata.version("unicorn")
-        bench = _Bench()
-        return EngineReport(
-            "unicorn",
-            usable=True,
-            about="emulates on any host; state overlay verified",
-            version=version,
-            preemptible=bench.engine.preemptible,
-            runs_loops=bench.engine.runs_loops,
-            exit_us=round(bench.exit_us(), 2),
-            million_instructions_per_second=round(bench.million_instructions_per_second()),
-        )
     except importlib.metadata.PackageNotFoundError:
         return EngineReport("unicorn", usable=False, about="not installed: pip install unicorn==2.1.4")
+    return _measured("unicorn", "emulates on any host; state overlay verified", version)
+
+
+def kvm() -> EngineReport:
+    """Start the KVM engine, which tries out what this host's KVM can do, and measure it."""
+    return _measured("kvm", "runs guests on the host's processor", platform.release())
+
+
+def _measured(name: str, about: str, version: str) -> EngineReport:
+    try:
+        engine, speed = measure(partial(create_engine, name))
     except UserError as error:
-        return EngineReport("unicorn", usable=False, about=f"{error.message} ({error.hint})", version=version)
-
-
-def kvm(device: Path = Path("/dev/kvm")) -> EngineReport:
-    """Whether the host's own virtualisation could be used. There is no engine for it yet."""
-    try:
-        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        return EngineReport("kvm", usable=False, about=f"{device} cannot be opened: {error.strerror}")
-    try:
-        version = fcntl.ioctl(fd, _KVM_GET_API_VERSION)
-    except OSError:
-        version = None
-    finally:
-        os.close(fd)
-    if version != _KVM_API_VERSION:
-        return EngineReport("kvm", usable=False, about=f"{device} is no KVM device")
-    return EngineReport("kvm", usable=False, about=f"{device} can be opened, but Xenolith has no engine for it yet")
-
-
-_CODE: Final = 0x8000
-_DATA: Final = 0x9000
-_FRAMES: Final = 16
-_PRESENT_WRITABLE_USER: Final = 7
-_NX: Final = 1 << 63
-
-_EXITS: Final = 20_000
-_SYSCALL_LOOP: Final = bytes.fromhex("0f05 ebfc")
-"""syscall; jmp back to it."""
-
-_ROUNDS: Final = 1_000_000
-_WORK_INSTRUCTIONS: Final = 8
-_WORK_LOOP: Final = bytes.fromhex("488b06 4801d8 4831c1 488906 488d5308 480fafca 48ffcb 75e7 0f05")
-"""mov rax,[rsi]; add rax,rbx; xor rcx,rax; mov [rsi],rax; lea rdx,[rbx+8]; imul rcx,rdx; dec rbx; jnz; then syscall."""
-
-
-class _Bench:
-    """A processor with one page of code and one of data, at CPL 3, whose every exit is counted."""
-
-    def __init__(self) -> None:
-        ram = Ram(_FRAMES << 12)
-        for level in range(1, 4):
-            ram.words[level << 9] = (level + 1) << 12 | _PRESENT_WRITABLE_USER
-        ram.words[(4 << 9) + (_CODE >> 12)] = _CODE | _PRESENT_WRITABLE_USER
-        ram.words[(4 << 9) + (_DATA >> 12)] = _DATA | _PRESENT_WRITABLE_USER | _NX
-        self._ram = ram
-        self.engine = UnicornEngine(ram)
-        self.engine.attach(self)
-        self._cpu = self.engine.create_cpu()
-        self.engine.switch_to(self._cpu)
-        self.engine.load_root(1 << 12)
-        self._exits_left = 0
-
-    def exit_us(self) -> float:
-        """Microseconds for one SYSCALL that is counted and nothing else."""
-        self._run(_SYSCALL_LOOP, exits=100)
-        return self._run(_SYSCALL_LOOP, exits=_EXITS) / _EXITS * 1e6
-
-    def million_instructions_per_second(self) -> float:
-        """How fast a tight loop of arithmetic with one load and one store in eight instructions runs."""
-        self._run(_WORK_LOOP, exits=1)
-        seconds = self._run(_WORK_LOOP, exits=1)
-        return _ROUNDS * _WORK_INSTRUCTIONS / seconds / 1e6
-
-    def _run(self, code: bytes, exits: int) -> float:
-        """Run `code` until it has exited so often; the seconds that took."""
-        self._ram.bytes[_CODE : _CODE + len(code)] = code
-        self.engine.invalidate_code(_CODE, 4096)
-        registers = self._cpu.regs
-        registers[RIP], registers[RSI], registers[RBX] = _CODE, _DATA, _ROUNDS
-        self._exits_left = exits
-        started = time.perf_counter()
-        self.engine.run()
-        seconds = time.perf_counter() - started
-        if self._exits_left:
-            raise UserError("the engine stopped before it should", "pip install --force-reinstall unicorn==2.1.4")
-        return seconds
-
-    # -- ExitHandler: only on_syscall is expected --------------------------------------------------------------------
-
-    def on_syscall(self) -> None:
-        self._exits_left -= 1
-        if not self._exits_left:
-            self.engine.stop()
-
-    def on_sysenter(self) -> None:
-        self.on_failure("sysenter")
-
-    def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
-        self.on_failure(f"exception {vector} (error {error_code:#x}) at {address:#x}")
-
-    def on_port_in(self, port: int, size: int) -> int:
-        self.on_failure("in")
-        return 0
-
-    def on_port_out(self, port: int, size: int, value: int) -> bool:
-        self.on_failure("out")
-        return True
-
-    def on_cpuid(self) -> None:
-        self.on_failure("cpuid")
-
-    def on_rdtsc(self) -> int:
-        self.on_failure("rdtsc")
-        return 0
-
-    def on_rdtscp(self) -> int:
-        self.on_failure("rdtscp")
-        return 0
-
-    def on_spin(self) -> None:
-        self.on_failure("pause")
-
-    def on_failure(self, reason: str) -> None:
-        raise UserError(f"the engine failed its test: {reason}", "pip install --force-reinstall unicorn==2.1.4")
+        return EngineReport(name, usable=False, about=f"{error.message} ({error.hint})", version=version)
+    return EngineReport(
+        name,
+        usable=True,
+        about=about,
+        version=version,
+        preemptible=engine.preemptible,
+        runs_loops=engine.runs_loops,
+        exit_us=round(speed.exit_us, 2),
+        million_instructions_per_second=round(speed.million_instructions_per_second),
+        lacks=tuple(LACKING[what] for what in sorted(engine.lacks)),
+    )

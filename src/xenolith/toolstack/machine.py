@@ -95,7 +95,7 @@ class Machine:
         self.pc = self._build_pc(memory) if hardware else None
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
             self._serial.listen(self.host, self.pc.serial.feed)
-        self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc)
+        self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc, config.cpu)
         self.hv.console_sink = self._hypervisor_console
         self.hv.console_source = self._take_typed
         self.terminals = Terminals(directory)

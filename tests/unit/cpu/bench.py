@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from xenolith.cpu.registers import CS, DS, ES, NAMES, RIP, RSP, SS
-from xenolith.cpu.unicorn import UnicornCpu, UnicornEngine
+from xenolith.cpu.unicorn import UnicornEngine
 from xenolith.machine.ram import Ram
 
 FRAMES: Final = 64
@@ -35,8 +35,15 @@ DATA32: Final = 0x00C0F300
 class Bench:
     """The engine, one processor on it, and what happened. `on` holds what to do at an exit; most of them stop."""
 
-    def __init__(self, size: int = FRAMES << 12, ram_ranges: list[range] | None = None, work: bool = False) -> None:
+    def __init__(
+        self,
+        size: int = FRAMES << 12,
+        ram_ranges: list[range] | None = None,
+        work: bool = False,
+        engine: Callable[[Ram, list[range] | None], Any] = UnicornEngine,
+    ) -> None:
         self.ram = Ram(size)
+        self.engine = engine(self.ram, ram_ranges)
         for level in range(1, 4):
             self.ram.words[level << 9] = (level + 1) << 12 | ALL
         for frame in range(5, FRAMES):
@@ -44,7 +51,6 @@ class Bench:
         self.map(CODE, CODE | _CODE_PAGE)
         self.exits: list[tuple[Any, ...]] = []
         self.on: dict[str, Callable[..., Any]] = {}
-        self.engine = UnicornEngine(self.ram, ram_ranges)
         if work:
             self.engine.count_work()
         self.engine.attach(self)
@@ -52,7 +58,7 @@ class Bench:
         self.engine.switch_to(self.cpu)
         self.engine.load_root(ROOT)
 
-    def new_cpu(self) -> UnicornCpu:
+    def new_cpu(self) -> Any:
         cpu = self.engine.create_cpu()
         for segment in (ES, DS, SS):
             cpu.load_segment(segment, USER_DATA, 0, 0xFFFFFFFF, DATA32)

@@ -44,6 +44,7 @@ class Engine:
     name = "unicorn"
     lacks: frozenset[str] = frozenset()
     entry_table = 0
+    xcr0_mask = 0
     reserved = range(0)
     first_slot = 256
     tsc_khz: int | None = None

@@ -14,6 +14,7 @@ class FullProcessor:
     """An engine whose processor claims every feature there is."""
 
     name = "unicorn"
+    xcr0_mask = 0
 
     def host_cpuid(self, leaf: int, subleaf: int) -> Leaf:
         return (ALL, ALL, ALL, ALL)

@@ -61,7 +61,11 @@ def machine(hv: StandIn) -> Any:
     machine.roots = []
     machine.load_root = machine.roots.append
     answers = {(1, 2): (0x1A, 0x2B, 0x3C, 0x4D)}
-    policy = SimpleNamespace(query=lambda leaf, subleaf: answers.get((leaf, subleaf), (0, 0, 0, 0)))
+    policy = SimpleNamespace(
+        query=lambda leaf, subleaf: answers.get((leaf, subleaf), (0, 0, 0, 0)),
+        xcr0_mask=0,
+        state_size=lambda xcr0: 576 if xcr0 == 1 else 832,
+    )
     machine.cpuid_for = lambda domain: policy
     return machine
 
@@ -285,10 +289,44 @@ def test_wbinvd_does_nothing(machine: Any, vcpu: Vcpu) -> None:
     assert run(machine, vcpu, "0f09")
 
 
-def test_xsetbv_does_not_exist(machine: Any, vcpu: Vcpu) -> None:
+def test_xsetbv_does_not_exist_without_osxsave(machine: Any, vcpu: Vcpu) -> None:
     with pytest.raises(emulate.GuestFault) as caught:
         run(machine, vcpu, "0f01d1")
     assert caught.value.vector == 6
+
+
+def with_xsave(machine: Any, vcpu: Vcpu, mask: int) -> list[int]:
+    machine.cpuid_for(vcpu.domain).xcr0_mask = mask
+    vcpu.cr4 = emulate.CR4_OSXSAVE
+    values: list[int] = []
+    vcpu.cpu.set_xcr0 = values.append
+    return values
+
+
+def test_xsetbv_switches_state_on(machine: Any, vcpu: Vcpu) -> None:
+    values = with_xsave(machine, vcpu, 7)
+    vcpu.cpu.regs[RAX] = 7
+    assert run(machine, vcpu, "0f01d1")
+    assert values == [7]
+    assert vcpu.xcr0 == 7
+
+
+@pytest.mark.parametrize(("value", "index"), [(0, 0), (4, 0), (5, 0), (0xF, 0), (0xE7, 0), (7, 1), (1 << 33 | 1, 0)])
+def test_xsetbv_refuses_state_that_there_is_not(machine: Any, vcpu: Vcpu, value: int, index: int) -> None:
+    values = with_xsave(machine, vcpu, 7)
+    regs = vcpu.cpu.regs
+    regs[RAX], regs[RDX], regs[RCX] = value & 0xFFFFFFFF, value >> 32, index
+    assert not run(machine, vcpu, "0f01d1")
+    assert values == []
+    assert vcpu.xcr0 == 1
+
+
+def test_a_program_cannot_xsetbv(machine: Any, vcpu: Vcpu) -> None:
+    values = with_xsave(machine, vcpu, 7)
+    vcpu.kernel_mode = False
+    vcpu.cpu.regs[RAX] = 7
+    assert not run(machine, vcpu, "0f01d1")
+    assert values == []
 
 
 def test_a_single_step_traps_after_the_instruction(machine: Any, vcpu: Vcpu) -> None:

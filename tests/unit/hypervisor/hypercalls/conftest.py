@@ -20,6 +20,7 @@ from xenolith.machine.pc import Pc
 
 class Processor:
     name = "unicorn"
+    xcr0_mask = 0
 
     def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         return (0, 0, 0, 0)
