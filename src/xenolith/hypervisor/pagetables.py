@@ -391,6 +391,9 @@ class PageTables:
         if not self._put_l1es(dropped):
             return False
         old[:] = new
+        if self.mapping_removed is not None:
+            for mfn in ((dropped >> _NP_SHIFT) & _NP_MFN).tolist():
+                self.mapping_removed(mfn)
         return True
 
     def _update_upper(self, maddr: int, new: int, kind: int, domain: Domain, preserve_ad: bool) -> None:

@@ -67,7 +67,7 @@ class Engine:
         self.calls.append(("entry", maddr))
 
     def table_gone(self, mfn: int) -> None:
-        self.calls.append(("made", mfn))
+        self.calls.append(("gone", mfn))
 
     def switch_to(self, cpu: Cpu) -> None:
         self.calls.append(("switch", cpu))

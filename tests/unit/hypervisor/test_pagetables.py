@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -299,6 +302,41 @@ def test_a_new_entry_takes_and_the_old_one_gives_back(hv: Bench, domain: Domain,
     hv.pagetables.update_l1(l1 << 12 | 8, 0, domain, domain.domid)
     assert hv.frames.count[mfns[3]] == 1
     assert hv.entry(l1, 1) == 0
+
+
+def test_an_engine_with_shadows_is_told_what_is_gone(hv: Bench, domain: Domain, mfns: list[int], l1: int) -> None:
+    """Each way to change a table that the processor may have walked."""
+    engine, tables = hv.engine, hv.pagetables
+    tables.watch(engine.mapping_removed, engine.table_entry_changed, engine.table_gone)
+
+    def told(action: Callable[[], object]) -> list[tuple[object, ...]]:
+        engine.calls.clear()
+        action()
+        return [call for call in engine.calls if call[0] in ("removed", "entry", "gone")]
+
+    at = l1 << 12 | 80
+    one, two = (mfn << 12 | P | RW for mfn in mfns[3:5])
+    assert told(lambda: tables.update_l1(at, one, domain, domain.domid)) == [], "nothing was there"
+    assert told(lambda: tables.update_l1(at, two, domain, domain.domid)) == [("removed", mfns[3])]
+    assert told(lambda: tables.update_l1(at, two & ~RW, domain, domain.domid)) == [("removed", mfns[4])]
+    assert told(lambda: tables.update_l1(at, two & ~RW | NX, domain, domain.domid)) == [("removed", mfns[4])]
+    assert told(lambda: tables.update_l1(at, 0, domain, domain.domid)) == [("removed", mfns[4])]
+    several, nothing = np.array([one, two], np.uint64), np.zeros(2, np.uint64)
+    assert told(lambda: tables.update_l1s(at, several, domain)) == []
+    assert told(lambda: tables.update_l1s(at, nothing, domain)) == [("removed", mfns[3]), ("removed", mfns[4])]
+
+
+def test_an_engine_with_shadows_is_told_of_tables(hv: Bench, domain: Domain, mfns: list[int]) -> None:
+    engine = hv.engine
+    hv.pagetables.watch(engine.mapping_removed, engine.table_entry_changed, engine.table_gone)
+    l2, l1, other = mfns[5:8]
+    hv.ram.words[l2 << 9] = l1 << 12 | P
+    mmu.pin(hv, domain, l2, TYPE_L2)
+    engine.calls.clear()
+    hv.pagetables.update(l2 << 12, other << 12 | P, TYPE_L2, domain, domain.domid)
+    assert engine.calls == [("entry", l2 << 12), ("gone", l1)]
+    mmu.unpin(hv, domain, l2)
+    assert engine.calls[2:] == [("gone", l2), ("gone", other)]
 
 
 def test_an_absent_entry_may_say_anything(hv: Bench, domain: Domain, l1: int) -> None:
