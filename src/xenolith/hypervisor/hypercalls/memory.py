@@ -279,10 +279,11 @@ def _exchange_chunk(
     old = [first + offset for first in given for offset in range(1 << source.extent_order)]
     _check_given(hv, domain, old)
     fresh = _take(hv, domain, target.extent_order, target.mem_flags, len(gpfns))
-    _release(hv, old)
+    _release(hv, domain, old)
+    m2p = np.frombuffer(hv.m2p, np.uint64)
     for gpfn, first in zip(gpfns, fresh.tolist(), strict=True):
-        for offset in range(1 << target.extent_order):
-            hv.m2p[first + offset] = (gpfn + offset) & _INVALID_M2P
+        size = 1 << target.extent_order
+        m2p[first : first + size] = np.arange(size, dtype=np.uint64) + np.uint64(gpfn)
     hv.memory.write(vcpu, gpfns_at, fresh.tobytes())
 
 
@@ -297,10 +298,10 @@ def _check_given(hv: Hypervisor, domain: Domain, mfns: list[int]) -> None:
         raise XenError(EINVAL, "a frame is given twice")
 
 
-def _release(hv: Hypervisor, mfns: list[int]) -> None:
-    for mfn in mfns:
-        hv.m2p[mfn] = _INVALID_M2P
-        hv.frames.release_allocation(mfn)
+def _release(hv: Hypervisor, domain: Domain, mfns: list[int]) -> None:
+    frames = np.array(mfns, np.int64)
+    np.frombuffer(hv.m2p, np.uint64)[frames] = _INVALID_M2P
+    domain.tot_frames -= hv.frames.release_allocations(frames)
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
