@@ -109,6 +109,16 @@ _HF_LMA: Final = 1 << 14
 _HF_CS64: Final = 1 << 15
 _HF_OSFXSR: Final = 1 << 22
 _HF_IOBPT: Final = 1 << 24
+# The same places as words of 64 or of 32 bits, for what is read and written at every exit.
+_EFLAGS_WORD: Final = _EFLAGS // 8
+_CC_SRC_WORD: Final = _CC_SRC // 8
+_CC_OP_LONG: Final = _CC_OP // 4
+_DF_LONG: Final = _DF // 4
+_FS_BASE_WORD: Final = (_SEGMENTS + FS * _SEGMENT_SIZE + 8) // 8
+_GS_BASE_WORD: Final = (_SEGMENTS + GS * _SEGMENT_SIZE + 8) // 8
+_SELECTOR_LONGS: Final = tuple((_SEGMENTS + segment * _SEGMENT_SIZE) // 4 for segment in range(6))
+_NOT_ARITHMETIC: Final = ~FLAGS_ARITHMETIC
+_NOT_ARITHMETIC_NOR_DF: Final = ~(FLAGS_ARITHMETIC | DF)
 # Relative to the debug registers.
 _ERROR_CODE: Final = -16
 _EXCEPTION_IS_INT: Final = -12
@@ -205,33 +215,35 @@ class UnicornCpu:
 
     @property
     def flags(self) -> int:
-        if self.longs[_CC_OP // 4] != _CC_OP_EFLAGS:
-            return self._engine.read_register(_REG_RFLAGS)
-        direction = DF if self.longs[_DF // 4] != 1 else 0
-        return (self.regs[_EFLAGS // 8] & ~FLAGS_ARITHMETIC) | self.regs[_CC_SRC // 8] | direction | FLAGS_FIXED
+        longs, regs = self.longs, self.regs
+        if longs[_CC_OP_LONG] != _CC_OP_EFLAGS:
+            return self._engine.read_flags()
+        flags = (regs[_EFLAGS_WORD] & _NOT_ARITHMETIC) | regs[_CC_SRC_WORD] | FLAGS_FIXED
+        return flags if longs[_DF_LONG] == 1 else flags | DF
 
     @flags.setter
     def flags(self, value: int) -> None:
-        self.regs[_EFLAGS // 8] = (value & ~(FLAGS_ARITHMETIC | DF)) | FLAGS_FIXED
-        self.regs[_CC_SRC // 8] = value & FLAGS_ARITHMETIC
-        self.longs[_CC_OP // 4] = _CC_OP_EFLAGS
-        self.longs[_DF // 4] = 0xFFFFFFFF if value & DF else 1
+        longs, regs = self.longs, self.regs
+        regs[_EFLAGS_WORD] = (value & _NOT_ARITHMETIC_NOR_DF) | FLAGS_FIXED
+        regs[_CC_SRC_WORD] = value & FLAGS_ARITHMETIC
+        longs[_CC_OP_LONG] = _CC_OP_EFLAGS
+        longs[_DF_LONG] = 0xFFFFFFFF if value & DF else 1
 
     @property
     def fs_base(self) -> int:
-        return self.regs[(_SEGMENTS + FS * _SEGMENT_SIZE + 8) // 8]
+        return self.regs[_FS_BASE_WORD]
 
     @fs_base.setter
     def fs_base(self, value: int) -> None:
-        self.regs[(_SEGMENTS + FS * _SEGMENT_SIZE + 8) // 8] = value
+        self.regs[_FS_BASE_WORD] = value
 
     @property
     def gs_base(self) -> int:
-        return self.regs[(_SEGMENTS + GS * _SEGMENT_SIZE + 8) // 8]
+        return self.regs[_GS_BASE_WORD]
 
     @gs_base.setter
     def gs_base(self, value: int) -> None:
-        self.regs[(_SEGMENTS + GS * _SEGMENT_SIZE + 8) // 8] = value
+        self.regs[_GS_BASE_WORD] = value
 
     @property
     def task_switched(self) -> bool:
@@ -247,7 +259,7 @@ class UnicornCpu:
             self.longs[_HFLAGS // 4] &= ~_HF_TS
 
     def selector(self, segment: int) -> int:
-        return self.longs[(_SEGMENTS + segment * _SEGMENT_SIZE) // 4] & 0xFFFF
+        return self.longs[_SELECTOR_LONGS[segment]] & 0xFFFF
 
     def load_segment(self, segment: int, selector: int, base: int, limit: int, attributes: int) -> None:
         at = _SEGMENTS + segment * _SEGMENT_SIZE
@@ -305,6 +317,10 @@ class UnicornEngine:
         self._ram_blocks: list[tuple[range, int]] = []
         for addresses in ram_ranges or [range(ram.size)]:
             self._map_ram(ram, addresses)
+        self._reg_read = self._lib.uc_reg_read
+        self._flags = ctypes.c_uint64()
+        self._flags_ref = ctypes.byref(self._flags)
+        self._reg_write = self._lib.uc_reg_write
         self._cr3 = ctypes.c_uint64()
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
@@ -366,11 +382,10 @@ class UnicornEngine:
         control = ctypes.c_uint(kind | _CTL_ONE | _CTL_WRITE)
         self._check(self._lib.uc_ctl(self._uc, control, ctypes.c_uint(value)), "set up")
 
-    def read_register(self, register: int) -> int:
-        """A register of the running processor through the library's own interface."""
-        value = ctypes.c_uint64()
-        self._lib.uc_reg_read(self._uc, register, ctypes.byref(value))
-        return value.value
+    def read_flags(self) -> int:
+        """RFLAGS of the running processor through the library's own interface, which computes what it put off."""
+        self._reg_read(self._uc, _REG_RFLAGS, self._flags_ref)
+        return self._flags.value
 
     def _write_register(self, register: int, value: int) -> None:
         self._lib.uc_reg_write(self._uc, register, ctypes.byref(ctypes.c_uint64(value)))
@@ -574,7 +589,7 @@ class UnicornEngine:
 
     def load_root(self, maddr: int) -> None:
         self._cr3.value = maddr
-        self._lib.uc_reg_write(self._uc, _REG_CR3, self._cr3_ref)
+        self._reg_write(self._uc, _REG_CR3, self._cr3_ref)
 
     def flush_all(self) -> None:
         self._lib.tlb_flush_x86_64(self._cpu_pointer)

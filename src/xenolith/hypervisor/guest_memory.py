@@ -89,6 +89,14 @@ class GuestMemory:
             return int.from_bytes(self.read(vcpu, vaddr, 8), "little")
         return self._words[self.walk(self.root_of(vcpu), vaddr) >> 3]
 
+    def read_words(self, vcpu: Vcpu, vaddr: int, count: int) -> list[int]:
+        """Copy `count` words of 64 bits in. Raises XenError(EFAULT)."""
+        if vaddr & 7 or (vaddr & 0xFFF) + 8 * count > 4096:
+            return memoryview(self.read(vcpu, vaddr, 8 * count)).cast("Q").tolist()
+        at = self.walk(vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root, vaddr) >> 3
+        words: list[int] = self._words[at : at + count].tolist()
+        return words
+
     def write(self, vcpu: Vcpu, vaddr: int, data: bytes) -> None:
         """Copy out. Raises XenError(EFAULT); pages before the bad one have been written, as with Xen's copies."""
         self._write(self.root_of(vcpu), vaddr, data)

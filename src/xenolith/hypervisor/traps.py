@@ -82,6 +82,8 @@ _PF_USER: Final = 4
 _VGCF_IN_SYSCALL: Final = 1 << 8
 _CODE64_ATTRIBUTES: Final = attributes_of(FLAT_CODE64)
 _DATA_ATTRIBUTES: Final = attributes_of(FLAT_DATA)
+_SAVED_FLAGS: Final = ~(IF | IOPL)
+_HANDLER_FLAGS: Final = ~(AC | VM | RF | NT | TF | IOPL)
 _USER_FLAGS: Final = FLAGS_ARITHMETIC | TF | DF | NT | RF | AC | (1 << 21)
 
 _ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
@@ -216,7 +218,7 @@ class Traps:
                 self._hv.run_at_most(_BREATH_NS)
         elif vcpu.nmi_pending:
             self._deliver_nmi(vcpu)
-        if vcpu.blocked or self._hv.reschedule or not vcpu.runnable:
+        if self._hv.reschedule or not vcpu.runnable:
             self._hv.engine.stop()
 
     def _deliver_event(self, vcpu: Vcpu) -> None:
@@ -234,18 +236,23 @@ class Traps:
 
     def enter_kernel(self, vcpu: Vcpu) -> None:
         vcpu.kernel_mode = True
-        vcpu.cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, vcpu.cpu.gs_base
+        cpu = vcpu.cpu
+        cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, cpu.gs_base
         self._hv.load_root(vcpu.kernel_root)
 
     def enter_user(self, vcpu: Vcpu) -> None:
         vcpu.kernel_mode = False
-        vcpu.cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, vcpu.cpu.gs_base
+        cpu = vcpu.cpu
+        cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, cpu.gs_base
         self._hv.load_root(vcpu.user_root)
 
-    def bounce(self, vcpu: Vcpu, address: int, masks_events: bool, error_code: int | None = None) -> None:
+    def bounce(
+        self, vcpu: Vcpu, address: int, masks_events: bool, error_code: int | None = None, flags: int | None = None
+    ) -> None:
         """Enter the guest kernel at `address` with an exception frame on its stack.
 
-        A guest without a handler, or without a usable stack, is crashed (xen/arch/x86/x86_64/entry.S).
+        `flags` are RFLAGS, if they are known. A guest without a handler, or without a usable stack, is crashed
+        (xen/arch/x86/x86_64/entry.S).
         """
         cpu = vcpu.cpu
         regs = cpu.regs
@@ -261,8 +268,9 @@ class Traps:
         else:
             self.enter_kernel(vcpu)
             sp = vcpu.kernel_sp
-        flags = cpu.flags
-        saved = flags & ~(IF | IOPL)
+        if flags is None:
+            flags = cpu.flags
+        saved = flags & _SAVED_FLAGS
         if not masked:
             saved |= IF
         if vcpu.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
@@ -281,7 +289,7 @@ class Traps:
             self._bytes[mask_at] = 1
         regs[RSP] = sp
         regs[RIP] = address
-        cpu.flags = (flags & ~(AC | VM | RF | NT | TF | IOPL)) | IF
+        cpu.flags = (flags & _HANDLER_FLAGS) | IF
         if cpu.selector(CS) != XEN_CS64:
             cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
         if stack_selector != XEN_SS:
@@ -305,11 +313,11 @@ class Traps:
         cpu = vcpu.cpu
         regs = cpu.regs
         try:
-            frame = self._memory.read(vcpu, regs[RSP], 72)
+            frame = self._memory.read_words(vcpu, regs[RSP], 9)
         except XenError:
             self._hv.crash(vcpu, f"iret: the frame at {regs[RSP]:#x} cannot be read")
             return
-        rax, r11, rcx, how, rip, code, flags, rsp, stack = memoryview(frame).cast("Q")
+        rax, r11, rcx, how, rip, code, flags, rsp, stack = frame
         if code & 3 == 3:
             if not vcpu.user_root:
                 self._hv.crash(vcpu, "iret to user mode without a user base pointer")
@@ -368,11 +376,15 @@ class Traps:
             self.inject(vcpu, INVALID_OPCODE)
             return
         callback = vcpu.callbacks.get(CALLBACKTYPE_syscall)
+        flags = cpu.flags
         regs[RCX] = regs[RIP]
-        regs[R11] = cpu.flags | IF
-        cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
-        cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
-        self.bounce(vcpu, callback.address if callback else 0, bool(callback and callback.masks_events))
+        regs[R11] = flags | IF
+        if cpu.selector(CS) != XEN_CS64:
+            cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
+        if cpu.selector(SS) != XEN_SS:
+            cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
+        address, masks_events = (callback.address, callback.masks_events) if callback else (0, False)
+        self.bounce(vcpu, address, masks_events, None, flags)
 
     def _software_interrupt(self, vcpu: Vcpu, vector: int) -> None:
         gate = vcpu.traps[vector]
