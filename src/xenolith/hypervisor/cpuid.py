@@ -147,13 +147,12 @@ class CpuidPolicy:
 
     def query(self, leaf: int, subleaf: int) -> Leaf:
         """EAX, EBX, ECX and EDX of `leaf` (32 bits) and `subleaf`; a leaf beyond the last of its range is all zero."""
-        answer = _LEAVES.get(leaf)
-        if answer is None:
+        if leaf not in _LEAVES:
             return NOTHING
         subleaf = min(subleaf, _SUBLEAVES_KEPT)
         key = (leaf, subleaf)
         if key not in self._answers:
-            self._answers[key] = answer(self, subleaf)
+            self._answers[key] = self._limited(leaf, subleaf, self.possible(leaf, subleaf))
         return self._answers[key]
 
     def _choose(self, always: int, native: int, avx: int = 0, avx512: int = 0) -> int:
@@ -165,6 +164,27 @@ class CpuidPolicy:
     def state_size(self, xcr0: int) -> int:
         """Bytes of the XSAVE area for these parts."""
         return xstate.size(self._real, xcr0)
+
+    def possible(self, leaf: int, subleaf: int) -> Leaf:
+        """What a domain can be shown at most, whatever its builder wants."""
+        answer = _LEAVES.get(leaf)
+        return answer(self, subleaf) if answer is not None else NOTHING
+
+    def _limited(self, leaf: int, subleaf: int, possible: Leaf) -> Leaf:
+        """What there is less what the domain's builder left out; where it is no matter of features, what it wants.
+
+        As recalculate_cpuid_policy in xen/arch/x86/cpuid.c makes of a policy that a toolstack has set.
+        """
+        policy = self.domain.cpu_policy
+        if not policy or leaf & _RANGE == XEN_CPUID_FIRST_LEAF:
+            return possible
+        last = policy.get((leaf & _FIRST_EXTENDED_LEAF, 0))
+        if last is not None and leaf > last[0]:
+            return NOTHING
+        wanted = policy.get((leaf, subleaf), possible)
+        rules = _RULES.get(leaf, (_OURS,) * 4)
+        a, b, c, d = (_RULE[rule](ours, theirs) for rule, ours, theirs in zip(rules, possible, wanted, strict=True))
+        return (a, b, c, d)
 
     def _real(self, leaf: int, subleaf: int = 0) -> Leaf:
         return self._engine.host_cpuid(leaf, subleaf)
@@ -244,6 +264,31 @@ _XEN_TIME: Final[tuple[Leaf, ...]] = (
     (TSC_KHZ, 0, 0, 0),
 )
 """Features, mode, the guest's kHz, incarnation; offset, offset, scale to nanoseconds; the host's kHz."""
+
+_RANGE: Final = 0xFFFF_0000
+"""Of a leaf's number: the range that it belongs to."""
+_OURS, _THEIRS, _BOTH, _LESS = "ours", "theirs", "both", "less"
+_RULE: Final[dict[str, Callable[[int, int], int]]] = {
+    _OURS: lambda ours, theirs: ours,
+    _THEIRS: lambda ours, theirs: theirs,
+    _BOTH: lambda ours, theirs: ours & theirs,
+    _LESS: min,
+}
+_RULES: Final = {
+    0: (_LESS, _OURS, _OURS, _OURS),
+    1: (_THEIRS, _OURS, _BOTH, _BOTH),
+    2: (_THEIRS,) * 4,
+    4: (_THEIRS,) * 4,
+    7: (_OURS, _BOTH, _BOTH, _BOTH),
+    0x8000_0000: (_LESS, _OURS, _OURS, _OURS),
+    0x8000_0001: (_OURS, _OURS, _BOTH, _BOTH),
+    0x8000_0002: (_THEIRS,) * 4,
+    0x8000_0003: (_THEIRS,) * 4,
+    0x8000_0004: (_THEIRS,) * 4,
+    0x8000_0006: (_THEIRS,) * 4,
+    0x8000_0007: (_OURS, _OURS, _OURS, _BOTH),
+}
+"""Whose word counts for EAX, EBX, ECX and EDX of a leaf, of a domain whose builder has set a policy."""
 
 _SUBLEAVES_KEPT: Final = 64
 """More subleaves than any leaf has: one entry of the cache stands for all above."""

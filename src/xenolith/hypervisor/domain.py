@@ -81,6 +81,8 @@ class Domain:
     emulation_flags: int = 0
     misc_flags: int = 0
     """What the domain was made with (struct xen_arch_domainconfig)."""
+    cpu_policy: dict[tuple[int, int], tuple[int, int, int, int]] = field(default_factory=dict)
+    """What its builder wants CPUID to answer: (leaf, subleaf) to EAX, EBX, ECX, EDX. Empty for no wishes."""
     perdomain_l3_mfn: int = 0
     pirq_eoi_mfn: int = 0
     suspend_port: int = 0

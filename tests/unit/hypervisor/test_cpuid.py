@@ -134,3 +134,32 @@ def test_hostile_subleaves_do_not_grow_the_cache(full: CpuidPolicy) -> None:
         full.query(4, subleaf)
         full.query(subleaf, 0)
     assert len(full._answers) < 100
+
+
+# -- what a domain's builder wants -------------------------------------------------------------------------------------
+
+
+def wanted(**leaves: Leaf) -> CpuidPolicy:
+    domain = Domain(1, "guest", 16)
+    domain.cpu_policy = {(int(name[1:], 16), 0): leaf for name, leaf in leaves.items()}
+    return CpuidPolicy(FullProcessor(), domain)  # type: ignore[arg-type]
+
+
+def test_features_can_be_left_out_and_not_added(full: CpuidPolicy) -> None:
+    model, _, ecx, edx = full.query(1, 0)
+    without = wanted(x1=(0x12345, ALL, ALL, 1))
+    assert without.query(1, 0) == (0x12345, full.query(1, 0)[1], ecx, 1)
+    assert without.possible(1, 0) == (model, full.query(1, 0)[1], ecx, edx)
+    assert without.query(0x8000_0001, 0) == full.query(0x8000_0001, 0)
+
+
+def test_leaves_beyond_the_last_one_wanted_are_empty(full: CpuidPolicy) -> None:
+    short = wanted(x0=(6, 0, 0, 0), x80000000=(0x8000_0004, 0, 0, 0), x7=(0, ALL, 0, 0))
+    assert short.query(0, 0) == (6, *full.query(0, 0)[1:])
+    assert short.query(7, 0) == short.query(0x8000_0008, 0) == NOTHING
+    assert short.query(0x8000_0004, 0) == full.query(0x8000_0004, 0)
+    assert wanted(x0=(0xD, 0, 0, 0)).query(0, 0)[0] == 7
+
+
+def test_xen_s_own_leaves_are_not_the_builder_s(full: CpuidPolicy) -> None:
+    assert wanted(x40000000=(0x4000_0000, 0, 0, 0)).query(0x4000_0001, 0) == full.query(0x4000_0001, 0)

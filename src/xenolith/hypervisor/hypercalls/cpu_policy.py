@@ -1,21 +1,22 @@
 """domctl and sysctl: what CPUID shows of the processor, to whom, as lists of leaves and as Xen's feature words.
 
-Facts are those of Xen 4.17's xen/lib/x86/cpuid.c and public/arch-x86/cpufeatureset.h.
+Facts are those of Xen 4.17's xen/lib/x86/cpuid.c, msr.c and policy.c, and public/arch-x86/cpufeatureset.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.domctl import (
     XEN_CPUID_NO_SUBLEAF,
     XEN_DOMCTL_get_cpu_policy,
+    XEN_DOMCTL_set_cpu_policy,
     XenCpuidLeaf,
     XenDomctlCpuPolicy,
     XenMsrEntry,
 )
-from xenolith.abi.errno import EINVAL, ENOBUFS, EOPNOTSUPP, XenError
+from xenolith.abi.errno import E2BIG, EEXIST, EINVAL, ENOBUFS, EOPNOTSUPP, EOVERFLOW, ERANGE, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_domctl, HYPERVISOR_sysctl
 from xenolith.abi.sysctl import (
     XEN_SYSCTL_cpu_featureset_host,
@@ -34,7 +35,7 @@ from xenolith.abi.sysctl import (
     XenSysctlCpuLevellingCaps,
     XenSysctlCpuPolicy,
 )
-from xenolith.hypervisor.hypercalls.table import operation
+from xenolith.hypervisor.hypercalls.table import Reported, operation
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.domain import Domain
@@ -71,9 +72,14 @@ _FEATURE_WORDS: Final[tuple[tuple[int, int, int] | None, ...]] = (
 _FIRST_EXTENDED: Final = 0x8000_0000
 _MOST_BASIC: Final = 0xD
 _MOST_EXTENDED: Final = 0x8000_0021
-_XEN_LEAF: Final = 0x4000_0000
+_XEN_LEAVES: Final = (0x4000_0000, 0x4000_0100)
 _CACHE_LEAF: Final = 4
-_WITH_SUBLEAVES: Final = frozenset((4, 7, 0xB, 0xD))
+_SUBLEAVES: Final = {4: 6, 7: 3, 0xB: 2, 0xD: 63}
+"""Leaves with subleaves, and how many Xen keeps of each."""
+_MOST_LEAVES: Final = (
+    _MOST_BASIC + 1 + sum(_SUBLEAVES.values()) - len(_SUBLEAVES) + len(_XEN_LEAVES) + (_MOST_EXTENDED & 0xFF) + 1
+)
+"""CPUID_MAX_SERIALISED_LEAVES: the room that tools take for any list."""
 _MOST_CACHES: Final = 5
 _PLATFORM_INFO: Final = 0xCE
 _ARCH_CAPABILITIES: Final = 0x10A
@@ -95,12 +101,12 @@ def serialised(query: Query) -> list[XenCpuidLeaf]:
     basic = range(min(query(0, 0)[0], _MOST_BASIC) + 1)
     extended = range(_FIRST_EXTENDED, min(query(_FIRST_EXTENDED, 0)[0], _MOST_EXTENDED) + 1)
     leaves = [leaf for number in basic for leaf in _subleaves(query, number)]
-    leaves.append(XenCpuidLeaf(_XEN_LEAF, XEN_CPUID_NO_SUBLEAF, query(_XEN_LEAF, 0)[0]))
+    leaves += [XenCpuidLeaf(leaf, XEN_CPUID_NO_SUBLEAF, query(leaf, 0)[0]) for leaf in _XEN_LEAVES]
     return leaves + [XenCpuidLeaf(number, XEN_CPUID_NO_SUBLEAF, *query(number, 0)) for number in extended]
 
 
 def _subleaves(query: Query, number: int) -> list[XenCpuidLeaf]:
-    if number not in _WITH_SUBLEAVES:
+    if number not in _SUBLEAVES:
         return [XenCpuidLeaf(number, XEN_CPUID_NO_SUBLEAF, *query(number, 0))]
     last = query(number, 0)[_A] if number == 7 else 0
     if number == _CACHE_LEAF:
@@ -109,7 +115,7 @@ def _subleaves(query: Query, number: int) -> list[XenCpuidLeaf]:
 
 
 def _copy_out(hv: Hypervisor, caller: Vcpu, query: Query, argument: XenDomctlCpuPolicy | XenSysctlCpuPolicy) -> None:
-    """Leaves and registers, as many as there is room for all. Without a list only their number is told."""
+    """Leaves and registers, if there is room for all. Without a list only the most that there can be is told."""
     leaves = serialised(query)
     if argument.leaves:
         if argument.nr_leaves < len(leaves):
@@ -119,13 +125,75 @@ def _copy_out(hv: Hypervisor, caller: Vcpu, query: Query, argument: XenDomctlCpu
         if argument.nr_msrs < len(_MSRS):
             raise XenError(ENOBUFS, f"room for {argument.nr_msrs} of {len(_MSRS)} registers")
         hv.memory.write(caller, argument.msrs, b"".join(XenMsrEntry(idx=number).to_bytes() for number in _MSRS))
-    argument.nr_leaves, argument.nr_msrs = len(leaves), len(_MSRS)
+    argument.nr_leaves = len(leaves) if argument.leaves else _MOST_LEAVES
+    argument.nr_msrs = len(_MSRS)
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_get_cpu_policy, copy_back=True)
 def get_domain_cpu_policy(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlCpuPolicy) -> None:
     """What a domain is shown. Raises XenError: ENOBUFS, EFAULT."""
     _copy_out(hv, caller, hv.cpuid_for(domain).query, argument)
+
+
+@operation(HYPERVISOR_domctl, XEN_DOMCTL_set_cpu_policy)
+def set_cpu_policy(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlCpuPolicy) -> None:
+    """Say what a domain that has not run yet is to see of what it could be shown.
+
+    Raises XenError: EINVAL for oneself or what there cannot be, EEXIST for a domain that has run, E2BIG, ERANGE for a
+    leaf or register that policies do not have, EOVERFLOW, EFAULT. The argument says which it was.
+    """
+    if domain is caller.domain:
+        raise XenError(EINVAL, "a domain cannot do that to itself")
+    if domain.was_started:
+        raise XenError(EEXIST, f"domain {domain.domid} has run")
+    argument.err_leaf = argument.err_subleaf = argument.err_msr = XEN_CPUID_NO_SUBLEAF
+    wanted = domain.cpu_policy | dict(_wanted_leaves(hv, caller, argument))
+    _check_registers(hv, caller, argument)
+    possible = hv.cpuid_for(domain).possible
+    for first in (0, _FIRST_EXTENDED):
+        if wanted.get((first, 0), (0,))[0] > possible(first, 0)[0]:
+            argument.err_leaf = first
+            raise Reported(EINVAL, f"leaves up to {wanted[first, 0][0]:#x} are more than there are")
+    domain.cpu_policy = wanted
+    hv.forget_cpuid(domain)
+
+
+def _wanted_leaves(
+    hv: Hypervisor, caller: Vcpu, argument: XenDomctlCpuPolicy
+) -> Iterator[tuple[tuple[int, int], tuple[int, int, int, int]]]:
+    """The leaves of the caller's list, by leaf and subleaf."""
+    if argument.nr_leaves > _MOST_LEAVES:
+        raise Reported(E2BIG, f"{argument.nr_leaves} leaves")
+    size = XenCpuidLeaf.sizeof()
+    for index in range(argument.nr_leaves):
+        leaf = XenCpuidLeaf.from_bytes(hv.memory.read(caller, argument.leaves + index * size, size))
+        count = _SUBLEAVES.get(leaf.leaf)
+        is_known = (
+            leaf.leaf <= _MOST_BASIC or _FIRST_EXTENDED <= leaf.leaf <= _MOST_EXTENDED or leaf.leaf in _XEN_LEAVES
+        )
+        if not is_known or (leaf.subleaf != XEN_CPUID_NO_SUBLEAF if count is None else leaf.subleaf >= count):
+            argument.err_leaf, argument.err_subleaf = leaf.leaf, leaf.subleaf
+            raise Reported(ERANGE, f"there is no leaf {leaf.leaf:#x}, subleaf {leaf.subleaf:#x}")
+        yield (leaf.leaf, leaf.subleaf if count is not None else 0), (leaf.a, leaf.b, leaf.c, leaf.d)
+
+
+def _check_registers(hv: Hypervisor, caller: Vcpu, argument: XenDomctlCpuPolicy) -> None:
+    """The processor has none of the features that the policy's registers tell of, so none can be wanted."""
+    if argument.nr_msrs > len(_MSRS):
+        raise Reported(E2BIG, f"{argument.nr_msrs} registers")
+    size = XenMsrEntry.sizeof()
+    for index in range(argument.nr_msrs):
+        entry = XenMsrEntry.from_bytes(hv.memory.read(caller, argument.msrs + index * size, size))
+        argument.err_msr = entry.idx
+        if entry.flags:
+            raise Reported(EINVAL, f"flags {entry.flags:#x}")
+        if entry.idx not in _MSRS:
+            raise Reported(ERANGE, f"register {entry.idx:#x}")
+        if entry.val >> 32:
+            raise Reported(EOVERFLOW, f"{entry.val:#x} for register {entry.idx:#x}")
+        if entry.val:
+            raise Reported(EINVAL, f"register {entry.idx:#x} cannot be {entry.val:#x}")
+    argument.err_msr = XEN_CPUID_NO_SUBLEAF
 
 
 def _query_of(hv: Hypervisor, caller: Vcpu, real: bool) -> Query:

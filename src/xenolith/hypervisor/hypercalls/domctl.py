@@ -18,7 +18,7 @@ from xenolith.abi.errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenErr
 from xenolith.abi.hypercalls import BY_NUMBER, HYPERVISOR_domctl
 from xenolith.abi.types import DOMID_FIRST_RESERVED
 from xenolith.hypervisor.domain import Capability, Domain
-from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, hypercall
+from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, Reported, hypercall
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -46,7 +46,11 @@ def domctl(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
         if bound is None:
             hv.count_unimplemented(HYPERVISOR_domctl, op.cmd)
             raise XenError(ENOSYS if op.cmd in _DECLARED else EOPNOTSUPP, f"domctl {op.cmd}")
-        _run(hv, caller, bound, domain, data)
+        try:
+            _run(hv, caller, bound, domain, data)
+        except Reported:
+            hv.memory.write(caller, vaddr, bytes(data))
+            raise
         op.domain = domain.domid
     if bound.copy_back:
         hv.memory.write(caller, vaddr, bytes(data))

@@ -34,6 +34,10 @@ class Continuation(Exception):
         self.arguments = tuple(argument & MASK64 for argument in arguments)
 
 
+class Reported(XenError):
+    """An error of which the argument structure, which is copied back in spite of it, says more."""
+
+
 class BoundOperation(NamedTuple):
     """A sub-operation's handler, its argument structure (None: the handler takes the raw address) and what it needs."""
 

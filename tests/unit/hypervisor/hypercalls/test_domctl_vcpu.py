@@ -9,7 +9,19 @@ import pytest
 from tests.unit.hypervisor.hypercalls.test_domctl_life import run
 from tests.unit.hypervisor.support import KERNEL_BASE, Bench, Guest
 from xenolith.abi import domctl as abi
-from xenolith.abi.errno import E2BIG, EFAULT, EINVAL, ENODATA, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from xenolith.abi.errno import (
+    E2BIG,
+    EEXIST,
+    EFAULT,
+    EINVAL,
+    ENODATA,
+    ENOSYS,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+    ERANGE,
+    ESRCH,
+)
 from xenolith.abi.vcpu import VcpuGuestContext, VGCF_in_kernel, VGCF_online
 from xenolith.cpu.registers import RAX, RIP
 from xenolith.hypervisor.domain import Capability
@@ -274,3 +286,69 @@ def test_extended_state_and_counters(hv: Bench, builder: Guest, made: Guest) -> 
     assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, tsc_info__gtsc_khz=1_000_000)[0] == 0
     assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, tsc_info__gtsc_khz=2_000_000)[0] == -EOPNOTSUPP
     assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, tsc_info__tsc_mode=3)[0] == -EINVAL
+
+
+# -- what CPUID shows --------------------------------------------------------------------------------------------------
+
+
+def set_policy(
+    caller: Guest, domid: int, leaves: list[tuple[int, ...]], registers: list[tuple[int, ...]] | None = None
+) -> tuple[int, tuple[int, int, int]]:
+    """The result of set_cpu_policy, and what the argument says of the error."""
+    values = b"".join(abi.XenCpuidLeaf(*leaf).to_bytes() for leaf in leaves)
+    entries = b"".join(abi.XenMsrEntry(*entry).to_bytes() for entry in registers or [])
+    fields = {"leaves": caller.put(caller.va(4), values), "nr_leaves": len(leaves)}
+    fields |= {"msrs": caller.put(caller.va(5), entries), "nr_msrs": len(registers or [])}
+    fields = {f"cpu_policy__{name}": value for name, value in fields.items()}
+    result, op = run(caller, abi.XEN_DOMCTL_set_cpu_policy, domid, **fields)
+    return result, (op.u.cpu_policy.err_leaf, op.u.cpu_policy.err_subleaf, op.u.cpu_policy.err_msr)
+
+
+NO = abi.XEN_CPUID_NO_SUBLEAF
+
+
+def test_a_policy_is_set_before_a_domain_runs(hv: Bench, builder: Guest, made: Guest) -> None:
+    domid = made.domain.domid
+    before = made.domain.cpu_policy
+    made.domain.was_started = True
+    assert set_policy(builder, domid, [])[0] == -EEXIST
+    made.domain.was_started = False
+    assert set_policy(builder, domid, [(1, NO, 0x777, 0, 0, 0)], [(0xCE, 0, 0), (0x10A, 0, 0)])[0] == 0
+    assert hv.cpuid_for(made.domain).query(1, 0)[0] == 0x777
+    assert set_policy(builder, domid, [(4, 1, 5, 0, 0, 0)])[0] == 0
+    assert made.domain.cpu_policy == before | {(1, 0): (0x777, 0, 0, 0), (4, 1): (5, 0, 0, 0)}
+    assert run(builder, abi.XEN_DOMCTL_set_cpu_policy, builder.domain.domid)[0] == -EPERM
+
+
+@pytest.mark.parametrize(
+    ("leaves", "registers", "answer"),
+    [
+        ([(0, NO, 8, 0, 0, 0)], [], (-EINVAL, (0, NO, NO))),
+        ([(0x8000_0000, NO, 0x8000_0009, 0, 0, 0)], [], (-EINVAL, (0x8000_0000, NO, NO))),
+        ([(1, 0, 0, 0, 0, 0)], [], (-ERANGE, (1, 0, NO))),
+        ([(7, 3, 0, 0, 0, 0)], [], (-ERANGE, (7, 3, NO))),
+        ([(0xE, NO, 0, 0, 0, 0)], [], (-ERANGE, (0xE, NO, NO))),
+        ([(0x8000_0022, NO, 0, 0, 0, 0)], [], (-ERANGE, (0x8000_0022, NO, NO))),
+        ([(1, NO, 0, 0, 0, 0)] * 121, [], (-E2BIG, (NO, NO, NO))),
+        ([], [(0xCE, 0, 0)] * 3, (-E2BIG, (NO, NO, NO))),
+        ([], [(0xCF, 0, 0)], (-ERANGE, (NO, NO, 0xCF))),
+        ([], [(0xCE, 1, 0)], (-EINVAL, (NO, NO, 0xCE))),
+        ([], [(0x10A, 0, 1 << 32)], (-EOVERFLOW, (NO, NO, 0x10A))),
+        ([], [(0x10A, 0, 1)], (-EINVAL, (NO, NO, 0x10A))),
+    ],
+)
+def test_a_policy_that_there_cannot_be(
+    builder: Guest,
+    made: Guest,
+    leaves: list[tuple[int, ...]],
+    registers: list[tuple[int, ...]],
+    answer: tuple[int, tuple[int, int, int]],
+) -> None:
+    assert set_policy(builder, made.domain.domid, leaves, registers) == answer
+    assert made.domain.cpu_policy == {}
+
+
+def test_there_is_always_room_for_what_tools_list(builder: Guest, made: Guest) -> None:
+    """Xen's CPUID_MAX_SERIALISED_LEAVES and MSR_MAX_SERIALISED_ENTRIES, for tools that ask how much room they need."""
+    policy = run(builder, abi.XEN_DOMCTL_get_cpu_policy, made.domain.domid)[1].u.cpu_policy
+    assert (policy.nr_leaves, policy.nr_msrs) == (120, 2)
