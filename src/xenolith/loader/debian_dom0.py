@@ -59,12 +59,16 @@ DEBIAN_DOM0: Final = Tree(
         Part("xen-utils-common", ("etc/xen/*", "usr/lib/xen-common/*", *(f"usr/*bin/{name}" for name in _PROGRAMS))),
         Part("xenstore-utils", ("usr/bin/*",)),
         Part("bash", ("bin/bash",)),
+        Part("bridge-utils", ("sbin/brctl",)),
+        Part("mount", ("sbin/losetup",)),
+        Part("util-linux", ("usr/bin/flock", "usr/bin/logger")),
     ),
     f"{BIN}/xl",
     # For pthread_cancel, by which libxenstore ends the thread that waits for watches.
     ("libgcc_s.so.1",),
 )
-"""Without Python and QEMU, which PV guests do not need. The hotplug scripts are written for bash."""
+"""Without Python and QEMU, which PV guests do not need. The hotplug scripts are written for bash, and busybox has no
+flock."""
 
 MODULES: Final = (
     "xen-privcmd",
@@ -85,6 +89,7 @@ export PATH=/{BIN}:/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p /run/lock /run/xen /run/xenstored /var/lib/xen /var/lib/xenstored /var/log/xen
 ln -s ../run /var/run
 ln -s ../run/lock /var/lock
+for stream in stdin:0 stdout:1 stderr:2; do ln -s "/proc/self/fd/${{stream#*:}}" "/dev/${{stream%:*}}"; done 2>/dev/null
 if grep -q control_d /proc/xen/capabilities 2>/dev/null; then
     xenstored --pid-file /run/xenstore.pid && xen-init-dom0 > /dev/null && xenconsoled --pid-file /run/xenconsoled.pid
 fi
