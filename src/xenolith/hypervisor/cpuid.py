@@ -243,7 +243,13 @@ class CpuidPolicy:
         return (1, XEN_CPUID_FIRST_LEAF, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, 0)
 
     def _xen_time(self, subleaf: int) -> Leaf:
-        return _XEN_TIME[subleaf] if subleaf < len(_XEN_TIME) else NOTHING
+        """Features, mode, the guest's kHz, incarnation; offset, offset, scale to nanoseconds; the host's kHz."""
+        parts: tuple[Leaf, ...] = (
+            (_SAFE_TSC | _HAS_RDTSCP, 0, TSC_KHZ, self.domain.tsc_incarnation),
+            (0, 0, 1 << 31, 1),
+            (TSC_KHZ, 0, 0, 0),
+        )
+        return parts[subleaf] if subleaf < len(parts) else NOTHING
 
     def _xen_pv(self, subleaf: int) -> Leaf:
         return (0, self._address_bits, 0, 0) if subleaf == 0 else NOTHING
@@ -258,13 +264,6 @@ _VENDOR: Final = _words(bytes(4) + VENDOR[:4] + VENDOR[8:] + VENDOR[4:8])[1:]
 
 _SAFE_TSC: Final = 1 << 1
 _HAS_RDTSCP: Final = 1 << 2
-_XEN_TIME: Final[tuple[Leaf, ...]] = (
-    (_SAFE_TSC | _HAS_RDTSCP, 0, TSC_KHZ, 1),
-    (0, 0, 1 << 31, 1),
-    (TSC_KHZ, 0, 0, 0),
-)
-"""Features, mode, the guest's kHz, incarnation; offset, offset, scale to nanoseconds; the host's kHz."""
-
 _RANGE: Final = 0xFFFF_0000
 """Of a leaf's number: the range that it belongs to."""
 _OURS, _THEIRS, _BOTH, _LESS = "ours", "theirs", "both", "less"

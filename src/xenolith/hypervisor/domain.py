@@ -72,6 +72,8 @@ class Domain:
     crash_report: CrashReport | None = None
     vm_assist: int = 0
     time_offset_s: int = 0
+    tsc_incarnation: int = 1
+    """How many machines the domain has been on."""
     weight: int = 256
     cap: int = 0
     """The most that the domain may have of the processor, in percent; 0 for all."""

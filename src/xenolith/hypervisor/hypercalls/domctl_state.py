@@ -42,6 +42,7 @@ _MACHINE_CHECKS_AT: Final[int] = XenDomctlExtVcpucontext.vmce.offset
 _EXTENDED_HEADER: Final = 16
 """Two words, XCR0 and what was ever in it, before the state itself, of which there is none without XSAVE."""
 _KEPT_MSRS: Final = (msr.MISC_FEATURES_ENABLES, msr.TSC_AUX)
+_TSC_EMULATED: Final = 1
 _LAST_TSC_MODE: Final = 2
 
 
@@ -134,14 +135,21 @@ def gettscinfo(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctl
     """The counter counts system time, for everybody. Raises XenError(EINVAL) for oneself."""
     if domain is caller.domain:
         raise XenError(EINVAL, "a domain cannot do that to itself")
-    argument.tsc_mode = argument.incarnation = 0
+    argument.tsc_mode = 0
     argument.gtsc_khz, argument.elapsed_nsec = TSC_KHZ, hv.now_ns()
+    argument.incarnation = domain.tsc_incarnation
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_settscinfo)
 def settscinfo(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlTscInfo) -> None:
-    """Every mode means the same here. Raises XenError: EINVAL, EOPNOTSUPP for a counter of another speed or start."""
+    """The counter is the machine's whatever the mode: what it had counted elsewhere matters to emulated ones only.
+
+    Raises XenError: EINVAL, EOPNOTSUPP for a counter of another speed, or one that is to be emulated from there on.
+    """
     if domain is caller.domain or argument.tsc_mode > _LAST_TSC_MODE:
         raise XenError(EINVAL, f"mode {argument.tsc_mode} of the time stamp counter, or oneself")
-    if argument.gtsc_khz not in (0, TSC_KHZ) or argument.elapsed_nsec:
+    goes_on = argument.tsc_mode == _TSC_EMULATED and argument.elapsed_nsec
+    if argument.gtsc_khz not in (0, TSC_KHZ) or goes_on:
         raise XenError(EOPNOTSUPP, f"a counter of {argument.gtsc_khz} kHz from {argument.elapsed_nsec} ns on")
+    domain.tsc_incarnation = argument.incarnation + 1 & 0xFFFF_FFFF
+    hv.forget_cpuid(domain)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EINVAL, ENOMEM, EPERM, ESRCH, XenError
+from xenolith.abi.errno import EINVAL, ENOMEM, EOPNOTSUPP, EPERM, ESRCH, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_memory_op
 from xenolith.abi.memory import (
     XenForeignMemoryMap,
     XENMEM_acquire_resource,
     XENMEM_claim_pages,
+    XENMEM_get_vnumainfo,
     XENMEM_resource_grant_table,
     XENMEM_resource_grant_table_id_shared,
     XENMEM_resource_grant_table_id_status,
     XENMEM_set_memory_map,
     XenMemAcquireResource,
     XenMemoryReservation,
+    XenVnumaTopologyInfo,
 )
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.grants import status_frames_for
@@ -73,6 +75,15 @@ def set_memory_map(hv: Hypervisor, caller: Vcpu, argument: XenForeignMemoryMap) 
         (words[at] | words[at + 1] << 32, words[at + 2] | words[at + 3] << 32, words[at + 4])
         for at in range(0, len(words), 5)
     ]
+
+
+@operation(HYPERVISOR_memory_op, XENMEM_get_vnumainfo)
+def get_vnumainfo(hv: Hypervisor, caller: Vcpu, argument: XenVnumaTopologyInfo) -> None:
+    """Raises XenError: EINVAL, ESRCH, EPERM, EOPNOTSUPP: no domain has virtual nodes, so that all can be saved."""
+    if argument.pad:
+        raise XenError(EINVAL, "padding that is not 0")
+    domain = domain_for(hv, caller, argument.domid, "XENMEM_get_vnumainfo")
+    raise XenError(EOPNOTSUPP, f"domain {domain.domid} has no virtual nodes")
 
 
 @operation(HYPERVISOR_memory_op, XENMEM_acquire_resource, raw=True)

@@ -284,6 +284,11 @@ def test_extended_state_and_counters(hv: Bench, builder: Guest, made: Guest) -> 
     info = run(builder, abi.XEN_DOMCTL_gettscinfo, domid)[1].u.tsc_info
     assert (info.gtsc_khz, info.elapsed_nsec) == (1_000_000, hv.clock.ns)
     assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, tsc_info__gtsc_khz=1_000_000)[0] == 0
+    fields = {"tsc_info__elapsed_nsec": 5, "tsc_info__incarnation": 6}
+    assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, **fields)[0] == 0
+    assert run(builder, abi.XEN_DOMCTL_gettscinfo, domid)[1].u.tsc_info.incarnation == 7
+    assert hv.cpuid_for(made.domain).query(0x4000_0003, 0)[3] == 7
+    assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, **fields, tsc_info__tsc_mode=1)[0] == -EOPNOTSUPP
     assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, tsc_info__gtsc_khz=2_000_000)[0] == -EOPNOTSUPP
     assert run(builder, abi.XEN_DOMCTL_settscinfo, domid, tsc_info__tsc_mode=3)[0] == -EINVAL
 

@@ -7,12 +7,13 @@ import struct
 import pytest
 
 from tests.unit.hypervisor.support import Bench, Guest
-from xenolith.abi.errno import EFAULT, EINVAL, ENOMEM, ENOSYS, EPERM, ESRCH
+from xenolith.abi.errno import EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from xenolith.abi.hypercalls import HYPERVISOR_memory_op
 from xenolith.abi.memory import (
     XenForeignMemoryMap,
     XENMEM_acquire_resource,
     XENMEM_claim_pages,
+    XENMEM_get_vnumainfo,
     XENMEM_memory_map,
     XENMEM_populate_physmap,
     XENMEM_resource_grant_table,
@@ -21,7 +22,9 @@ from xenolith.abi.memory import (
     XenMemAcquireResource,
     XenMemoryMap,
     XenMemoryReservation,
+    XenVnumaTopologyInfo,
 )
+from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor.domain import Capability, Domain
 
 
@@ -135,3 +138,13 @@ def test_status_frames_come_with_version_2(hv: Bench, builder: Guest, made: Doma
     made.grants.set_version(2)
     assert acquire(builder, made.domid, 0, 2, id=1)[0] == 0
     assert len(made.grants.status_frames) == 2
+
+
+def test_no_domain_has_virtual_nodes(hv: Bench, builder: Guest, made: Domain) -> None:
+    def ask(domid: int, **fields: int) -> int:
+        return builder.op(HYPERVISOR_memory_op, XENMEM_get_vnumainfo, XenVnumaTopologyInfo(domid=domid, **fields))
+
+    assert ask(made.domid) == ask(DOMID_SELF) == -EOPNOTSUPP
+    assert ask(made.domid, pad=1) == -EINVAL
+    assert ask(999) == -ESRCH
+    assert ask(hv.domain().domid) == -EPERM
