@@ -273,9 +273,10 @@ def register_runstate_memory_area(hv: Hypervisor, vcpu: Vcpu, argument: VcpuRegi
 
 @operation(HYPERVISOR_vcpu_op, VCPUOP_register_vcpu_time_memory_area)
 def register_vcpu_time_memory_area(hv: Hypervisor, vcpu: Vcpu, argument: VcpuRegisterTimeMemoryArea) -> int:
-    """Keep a second clock record of the vCPU at a guest virtual address. Raises XenError(EFAULT)."""
+    """Keep a second clock record of the vCPU at a guest virtual address; 0 for no longer. Raises XenError(EFAULT)."""
     target = hv.vcpu_op_target
-    hv.memory.write(vcpu, argument.addr.v, bytes(_TIME_BYTES))
+    if argument.addr.v:
+        hv.memory.write(vcpu, argument.addr.v, bytes(_TIME_BYTES))
     target.time_area_vaddr = argument.addr.v
     hv.timekeeping.update_vcpu_time(target)
     return 0

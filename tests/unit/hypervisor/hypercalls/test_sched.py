@@ -488,9 +488,12 @@ def test_a_second_clock_record_is_kept(hv: Bench, guest: Guest) -> None:
         assert record[2] == hv.clock.ns
     area.addr.v = guest.table_va(guest.l1)
     assert vcpu_op(guest, VCPUOP_register_vcpu_time_memory_area, area) == -EFAULT
+    assert guest.vcpu.time_area_vaddr
     hv.pagetables.update_l1(guest.l1 << 12 | 3 << 3, 0, guest.domain, guest.domain.domid)
     hv.timekeeping.update_vcpu_time(guest.vcpu)
     assert guest.domain.shutdown_code is None
+    assert vcpu_op(guest, VCPUOP_register_vcpu_time_memory_area, VcpuRegisterTimeMemoryArea()) == 0
+    assert not guest.vcpu.time_area_vaddr
 
 
 # -- vcpu_info ---------------------------------------------------------------------------------------------------------
