@@ -73,8 +73,8 @@ _FIRST_EXTENDED: Final = 0x8000_0000
 _MOST_BASIC: Final = 0xD
 _MOST_EXTENDED: Final = 0x8000_0021
 _XEN_LEAVES: Final = (0x4000_0000, 0x4000_0100)
-_CACHE_LEAF: Final = 4
-_SUBLEAVES: Final = {4: 6, 7: 3, 0xB: 2, 0xD: 63}
+_CACHE_LEAF, _FEATURE_LEAF, _TOPOLOGY_LEAF, _STATE_LEAF = 4, 7, 0xB, 0xD
+_SUBLEAVES: Final = {_CACHE_LEAF: 6, _FEATURE_LEAF: 3, _TOPOLOGY_LEAF: 2, _STATE_LEAF: 63}
 """Leaves with subleaves, and how many Xen keeps of each."""
 _MOST_LEAVES: Final = (
     _MOST_BASIC + 1 + sum(_SUBLEAVES.values()) - len(_SUBLEAVES) + len(_XEN_LEAVES) + (_MOST_EXTENDED & 0xFF) + 1
@@ -108,10 +108,19 @@ def serialised(query: Query) -> list[XenCpuidLeaf]:
 def _subleaves(query: Query, number: int) -> list[XenCpuidLeaf]:
     if number not in _SUBLEAVES:
         return [XenCpuidLeaf(number, XEN_CPUID_NO_SUBLEAF, *query(number, 0))]
-    last = query(number, 0)[_A] if number == 7 else 0
+    subleaves = range(min(_last_subleaf(query, number), _SUBLEAVES[number] - 1) + 1)
+    return [XenCpuidLeaf(number, subleaf, *query(number, subleaf)) for subleaf in subleaves]
+
+
+def _last_subleaf(query: Query, number: int) -> int:
+    """The last subleaf that there is something to say of; tools make room for just these."""
     if number == _CACHE_LEAF:
-        last = next((cache for cache in range(_MOST_CACHES) if not query(number, cache)[_A] & 0x1F), _MOST_CACHES)
-    return [XenCpuidLeaf(number, subleaf, *query(number, subleaf)) for subleaf in range(min(last, _MOST_CACHES) + 1)]
+        return next((cache for cache in range(_MOST_CACHES) if not query(number, cache)[_A] & 0x1F), _MOST_CACHES)
+    if number == _STATE_LEAF:
+        user, system = query(number, 0), query(number, 1)
+        parts = user[_A] | system[_C] | (user[_D] | system[_D]) << 32
+        return max(parts.bit_length() - 1, 1)
+    return query(number, 0)[_A] if number == _FEATURE_LEAF else _SUBLEAVES[number] - 1
 
 
 def _copy_out(hv: Hypervisor, caller: Vcpu, query: Query, argument: XenDomctlCpuPolicy | XenSysctlCpuPolicy) -> None:

@@ -25,6 +25,7 @@ from xenolith.abi.errno import (
 from xenolith.abi.vcpu import VcpuGuestContext, VGCF_in_kernel, VGCF_online
 from xenolith.cpu.registers import RAX, RIP
 from xenolith.hypervisor.domain import Capability
+from xenolith.hypervisor.hypercalls.cpu_policy import serialised
 from xenolith.hypervisor.scheduler import PERIOD_NS
 
 
@@ -357,3 +358,15 @@ def test_there_is_always_room_for_what_tools_list(builder: Guest, made: Guest) -
     """Xen's CPUID_MAX_SERIALISED_LEAVES and MSR_MAX_SERIALISED_ENTRIES, for tools that ask how much room they need."""
     policy = run(builder, abi.XEN_DOMCTL_get_cpu_policy, made.domain.domid)[1].u.cpu_policy
     assert (policy.nr_leaves, policy.nr_msrs) == (120, 2)
+
+
+def test_the_leaves_that_xen_lists() -> None:
+    """As many subleaves as libxenguest writes itself, which takes no more room than it was told of."""
+    leaves = {(0, 0): (0xD, 0, 0, 0), (0x8000_0000, 0): (0x8000_0001, 0, 0, 0), (4, 0): (1, 0, 0, 0)}
+    leaves |= {(7, 0): (1, 0, 0, 0), (0xD, 0): (7, 0, 0, 0), (0xD, 1): (0, 0, 1 << 8, 0)}
+    found = [(leaf.leaf, leaf.subleaf) for leaf in serialised(lambda *key: leaves.get(key, (0, 0, 0, 0)))]
+    several = {4: 2, 7: 2, 0xB: 2, 0xD: 9}
+    expected: list[tuple[int, int]] = []
+    for number in (*range(14), 0x4000_0000, 0x4000_0100, 0x8000_0000, 0x8000_0001):
+        expected += [(number, subleaf) for subleaf in range(several.get(number, 0))] or [(number, NO)]
+    assert found == expected
