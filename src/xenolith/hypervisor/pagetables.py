@@ -253,7 +253,7 @@ class PageTables:
         Raises XenError(EINVAL or EPERM).
         """
         frames = self._frames
-        if entry & self.l1_disallowed(domain):
+        if entry & _CACHE_ATTRIBUTES and entry & self.l1_disallowed(domain):
             raise XenError(
                 EINVAL, f"L1e {entry:#x} has flags {entry & self.l1_disallowed(domain):#x} that are not allowed"
             )
