@@ -44,7 +44,7 @@ from xenolith.cpu.registers import (
     TF,
     VM,
 )
-from xenolith.hypervisor import debug_registers, emulate, ioports, ptwr
+from xenolith.hypervisor import debug_registers, emulate, ioports, m2p, ptwr
 from xenolith.hypervisor.descriptors import (
     FLAT_CODE64,
     FLAT_DATA,
@@ -79,6 +79,7 @@ NAMES: Final = {
 _WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17))
 _PF_PRESENT_WRITE: Final = 3
 _PF_USER: Final = 4
+_PF_WRITE_OR_FETCH: Final = 0x12
 _VGCF_IN_SYSCALL: Final = 1 << 8
 _CODE64_ATTRIBUTES: Final = attributes_of(FLAT_CODE64)
 _DATA_ATTRIBUTES: Final = attributes_of(FLAT_DATA)
@@ -105,6 +106,7 @@ class Traps:
         self._bytes = hv.ram.bytes
         self._memory = hv.memory
         self._frame_flags = hv.frames.flags
+        self._m2p_is_elsewhere = hv.xenspace.is_elsewhere
         self.current: Vcpu = None  # type: ignore[assignment]
 
     # -- the engine's calls -------------------------------------------------------------------------------------------
@@ -417,6 +419,11 @@ class Traps:
             and vcpu.domain.vm_assist >> VMASST_TYPE_writable_pagetables & 1
             and not CANONICAL_LOW_END <= address < HYPERVISOR_END
             and ptwr.emulate_write(hv, vcpu, address)
+        ) or (
+            self._m2p_is_elsewhere
+            and not error_code & _PF_WRITE_OR_FETCH
+            and HYPERVISOR_START <= address < PERDOMAIN_START
+            and m2p.emulate_read(hv, vcpu, address)
         ):
             return
         self.inject_page_fault(vcpu, error_code, address)

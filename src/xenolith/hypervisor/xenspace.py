@@ -33,6 +33,10 @@ class XenSpace:
         self._frames = frames
         self._m2p_slot = m2p_slot
         self._engine_table = engine_table
+        self._pages: set[int] = set()
+        self.fixed_start = _XEN_START
+        """Where guests look for the M2P that do not ask."""
+        self.is_elsewhere = m2p_slot != XEN_SLOT_FIRST
         self._words = frames.ram.words
         size = -(-frames.total // _ENTRIES_PER_FRAME)
         self._m2p_mfns = frames.allocate_top(DOMID_XEN, size)
@@ -53,6 +57,7 @@ class XenSpace:
             for slot in range(min(512, size - number * 512)):
                 page = number * 512 + slot
                 if memory[page * _ENTRIES_PER_FRAME : (page + 1) * _ENTRIES_PER_FRAME].any():
+                    self._pages.add(page)
                     self._words[(l1 << 9) + slot] = self._m2p_mfns[page] << 12 | _READ_ONLY
         return l3
 
@@ -69,6 +74,10 @@ class XenSpace:
         """Where guests see the M2P: first address, address after the last, and the highest index."""
         start = _XEN_START + (self._m2p_slot - XEN_SLOT_FIRST << 39)
         return start, start + _M2P_BYTES, _M2P_BYTES // 8 - 1
+
+    def entry(self, mfn: int) -> int | None:
+        """What the M2P says of a frame; None where it has no page."""
+        return self.m2p[mfn] if mfn // _ENTRIES_PER_FRAME in self._pages else None
 
     def m2p_chunks(self) -> list[int]:
         """The first frame of each 2 MiB of the M2P."""
