@@ -6,7 +6,9 @@ import os
 
 import pytest
 
-from xenolith.cpu import choose
+from xenolith.cpu.kvm import KvmEngine
+from xenolith.errors import UserError
+from xenolith.machine.ram import Ram
 
 _ENGINES = "XENOLITH_TEST_ENGINES"
 
@@ -14,12 +16,27 @@ _ENGINES = "XENOLITH_TEST_ENGINES"
 def pytest_configure(config: pytest.Config) -> None:
     """XENOLITH_ENGINE (`make test ENGINE=kvm`) asks for one engine; processes that tests start follow it as well."""
     asked = os.environ.get("XENOLITH_ENGINE")
-    usable = ["unicorn", "kvm"] if os.access(choose.DEVICE, os.R_OK | os.W_OK) else ["unicorn"]
-    os.environ.setdefault(_ENGINES, asked or " ".join(usable))
-    os.environ.setdefault("XENOLITH_ENGINE", "unicorn")
+    if _ENGINES not in os.environ:
+        os.environ[_ENGINES] = asked or ("unicorn" if why_not_kvm() else "unicorn kvm")
+    if not asked:
+        os.environ["XENOLITH_ENGINE"] = "unicorn"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    why_not = "" if "kvm" in os.environ[_ENGINES] else why_not_kvm()
+    return f"engines: {os.environ[_ENGINES]}{f' (no kvm: {why_not})' if why_not else ''}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test or fixture that asks for `engine` runs once on each."""
     if "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", os.environ[_ENGINES].split(), scope="module")
+
+
+def why_not_kvm() -> str:
+    """Why the KVM engine cannot be used here, or nothing."""
+    try:
+        KvmEngine(Ram(1 << 20))
+    except UserError as error:
+        return error.message
+    return ""

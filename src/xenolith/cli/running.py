@@ -104,7 +104,7 @@ def run_machine(
     names = Symbols.read(symbols) if symbols is not None else Symbols()
     with progress_bar() as progress:
         session = Session(config, _writer(output.fileno()), progress, place)
-    warn_of_engine(session.machine.engine)
+    warn_of_engine(session.machine.engine, config.cpu)
     signals: list[int] = []
 
     def leave(number: int) -> None:
@@ -128,12 +128,18 @@ def run_machine(
     return outcome.status
 
 
-def warn_of_engine(engine: Engine) -> None:
+def warn_of_engine(engine: Engine, cpu: str = "host") -> None:
     """Say on standard error what this engine cannot be relied on for."""
     if not engine.preemptible:
         click.echo(
             "xenolith: warning: with this build of Unicorn a guest that spins cannot be stopped;"
             " unicorn==2.1.4 from PyPI can do it",
+            err=True,
+        )
+
+    if cpu != "host" and "cpuid" in engine.lacks:
+        click.echo(
+            f"xenolith: warning: --cpu {cpu} is for kernels only: on this host's KVM programs see the host's processor",
             err=True,
         )
 

@@ -19,3 +19,15 @@ def test_an_engine_that_cannot_preempt_is_warned_of(
     warning = capsys.readouterr().err
     assert warning.count("\n") == (size is not None)
     assert ("a guest that spins cannot be stopped" in warning) == (size is not None)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "lacks", "said"), [("x86-64-v2", "cpuid", True), ("host", "cpuid", False), ("x86-64-v2", "", False)]
+)
+def test_a_limit_that_programs_do_not_see_is_warned_of(
+    cpu: str, lacks: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = unicorn.UnicornEngine(Ram(1 << 20))
+    monkeypatch.setattr(engine, "lacks", frozenset({lacks}))
+    warn_of_engine(engine, cpu)
+    assert ("--cpu x86-64-v2 is for kernels only" in capsys.readouterr().err) == said

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
 import pytest
 
+from tests.conftest import why_not_kvm
 from tests.unit.cpu.bench import ALL, CODE, DATA, FREE, OTHER_ROOT, ROOT, Bench
 from xenolith.cpu.engine import ENGINE_SLOT, LACKING
 from xenolith.cpu.kvm import KvmEngine
@@ -15,7 +15,8 @@ from xenolith.cpu.registers import DF, GS, IF, RIP
 from xenolith.errors import UserError
 from xenolith.machine.ram import Ram
 
-pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="/dev/kvm cannot be opened here")
+_WHY_NOT = why_not_kvm()
+pytestmark = pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
 
 SYSCALL = "0f05"
 NOWHERE = 0x40_0000
