@@ -112,6 +112,9 @@ A list of names, or a table of names with `true`, or with limits:
 | `console` | The hypervisor's own console and log. | |
 | `store` | Learn of domains that come and go. | |
 | `all` | All of these. | |
+
+Of the machine's memory whole pages are given. A PCI device is its configuration, and the ports and memory that it
+decodes at power-on. Interrupts, and the power of the machine, are not divided: they come with `hardware`.
 """
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -89,16 +90,25 @@ class GuestCrashed(Exception):
 
 
 class TestMachine:
-    """A machine without hardware on which guests come and go."""
+    """A machine without hardware on which guests come and go, or any other."""
 
     __test__ = False
 
-    def __init__(self, image: TestImage, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        image: TestImage | None,
+        engine: str = "auto",
+        config: MachineConfig | None = None,
+        place: Path | None = None,
+    ) -> None:
         self.image = image
         self.console: dict[str, bytearray] = {}
-        self._machine = Machine(MachineConfig(engine=engine, spare_memory=SPARE), self._sink)
+        self._machine = Machine(config or MachineConfig(engine=engine, spare_memory=SPARE), self._sink, place)
         self.hv = self._machine.hv
-        self.start("first").destroy()  # brings the native services into being
+        if config is not None:
+            self._machine.power_on({})
+        else:
+            self.start("first").destroy()  # brings the native services into being
 
     def _sink(self, name: str) -> Callable[[bytes], None]:
         return self.console.setdefault(name, bytearray()).extend
@@ -148,6 +158,10 @@ class TestMachine:
     def kill(self, service: str) -> None:
         """Drop the code of a native domain; it is started again."""
         self._machine.supervisor.kill(service)
+
+    def kept(self) -> list[str]:
+        """The names of what native domains keep beyond the life of their code."""
+        return [name for running in self._machine.supervisor.running.values() for name in running.kernel.kept]
 
     def run(self, until: Callable[[], bool], limit_s: float = _LIMIT_S) -> None:
         """Run the machine until `until()`. AssertionError after `limit_s` seconds."""

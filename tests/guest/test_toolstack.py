@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections import Counter
-from pathlib import Path
+import time
 
 import pytest
 
 from tests.guest.assembler import TestImage
-from tests.guest.pvguest import TestMachine, is_native
+from tests.guest.census import census, resident, settle
+from tests.guest.pvguest import TestMachine
 from xenolith.errors import UserError
-from xenolith.hypervisor.domain import Domain
 from xenolith.services.tasks import Future
 from xenolith.toolstack.guest_config import Action, GuestConfig
 from xenolith.toolstack.lifecycle import Guest
 
 _MIB = 1 << 20
-_MANY = 60
+_MANY = int(os.environ.get("XENOLITH_TINY_GUESTS", "100"))
 
 
 @pytest.fixture(autouse=True)
@@ -40,60 +38,30 @@ def create(machine: TestMachine, wanted: GuestConfig) -> Guest:
     return guest
 
 
-def settle(machine: TestMachine) -> None:
-    """Let everything happen that can."""
-    for _ in range(100):
-        machine.turn()
-
-
-def census(machine: TestMachine) -> dict[str, object]:
-    """All that a guest could leave behind."""
-    natives = [domain for domain in machine.hv.domains.values() if is_native(domain)]
-    nodes = machine.do(_nodes(machine))
-    gc.collect()
-    return {
-        "frames": machine.hv.frames.free_frames,
-        "domains": sorted(machine.hv.domains),
-        "ports": [len(list(domain.events)) for domain in natives],
-        "mappings": [len(domain.grants._mappings) for domain in natives],
-        "nodes": nodes,
-        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "objects": Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, Domain | Guest)),
-    }
-
-
-async def _nodes(machine: TestMachine) -> int:
-    return len([row async for row in machine.toolstack.walk("/")])
-
-
 def test_guests_come_and_go_and_leave_nothing(machine: TestMachine, image: TestImage) -> None:
     machine.do(machine.toolstack.destroy(create(machine, config(image, "first"))))
     settle(machine)
-    before, resident = census(machine), _resident()
+    before, at_first = census(machine), resident()
     for number in range(_MANY):
         guest = create(machine, config(image, f"tiny{number}"))
         machine.do(machine.toolstack.destroy(guest))
     del guest
     settle(machine)
     assert census(machine) == before
-    assert _resident() - resident < 24 * _MIB
+    assert resident() - at_first < 24 * _MIB
     machine.check()
 
 
 def test_many_guests_at_once_take_little_of_our_own_memory(machine: TestMachine, image: TestImage) -> None:
     create(machine, config(image, "first"))
-    resident, ram = _resident(), machine.hv.ram.resident_bytes()
+    at_first, ram = resident(), machine.hv.ram.resident_bytes()
     count = 6
     guests = [create(machine, config(image, f"many{number}")) for number in range(count)]
-    ours = _resident() - resident - (machine.hv.ram.resident_bytes() - ram)
+    ours = resident() - at_first - (machine.hv.ram.resident_bytes() - ram)
     assert ours / count < 5 * _MIB
     machine.check()
     for guest in guests:
         machine.do(machine.toolstack.destroy(guest))
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_guest_that_cannot_be_made_leaves_nothing(machine: TestMachine, image: TestImage) -> None:
@@ -107,6 +75,25 @@ def test_a_guest_that_cannot_be_made_leaves_nothing(machine: TestMachine, image:
         machine.do(machine.toolstack.create(GuestConfig("none", kernel="/missing/kernel", memory=_MIB)))
     settle(machine)
     assert census(machine) == before
+
+
+def test_what_a_guest_is_given_beside_memory(machine: TestMachine, image: TestImage) -> None:
+    wanted = config(image, "given", weight=512, cap=50, rtc_timeoffset=-3600, affinity=(0b11,))
+    guest = create(machine, wanted)
+    domain = machine.hv.domains[guest.domid]
+    assert (domain.weight, domain.cap, domain.time_offset_s) == (512, 50, -3600)
+    machine.do(machine.toolstack.destroy(guest))
+    with pytest.raises(UserError, match="CPUs that the machine does not have"):
+        create(machine, config(image, "nowhere", affinity=(0b1, 0b10)))
+
+
+def test_local_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(time.tzset)
+    monkeypatch.setenv("TZ", "XXX-05:30")
+    time.tzset()
+    assert GuestConfig("local", localtime=True, rtc_timeoffset=60).time_offset_s == 5 * 3600 + 30 * 60 + 60
+    assert GuestConfig("utc").time_offset_s == 0
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,10 @@ optional_domain = click.argument("domain", required=False, shell_complete=_domai
 
 
 def ask(machine: str, verb: str, **arguments: Any) -> Any:
-    """Have a machine do something and return its result, with a progress bar if it tells of progress."""
+    """Have a machine do something and return its result, with a progress bar if it tells of progress.
+
+    Its warnings go to standard error.
+    """
     from xenolith.cli.terminal import progress_bar
     from xenolith.toolstack.client import call
     from xenolith.toolstack.places import place
@@ -56,6 +59,8 @@ def ask(machine: str, verb: str, **arguments: Any) -> Any:
         def told(message: dict[str, Any]) -> None:
             if "progress" in message:
                 report(message["progress"], message["part"])
+            elif "warning" in message:
+                click.echo(f"xenolith: warning: {message['warning']}", err=True)
 
         return call(place(machine), verb, told, **arguments)
 

@@ -92,6 +92,8 @@ class Domain:
     """(start, length, E820 type) in bytes, as the builder set it; empty for none."""
     port_ranges: list[tuple[int, int]] = field(default_factory=list)
     iomem_ranges: list[tuple[int, int]] = field(default_factory=list)
+    pci_functions: frozenset[int] | None = None
+    """The PCI functions (bus, device and function number) that HARDWARE is over; None: all."""
     rtc_index: int = 0
     pci_config_address: int = 0
     """What the domain last wrote to the index ports of the clock chip and of PCI, which it shares with others."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from xenolith.abi.errno import XenError
 from xenolith.abi.vm_assist import VMASST_TYPE_architectural_iopl
 from xenolith.hypervisor.domain import Capability, Domain
+from xenolith.hypervisor.hardware import has_function
 from xenolith.machine.buses import ALL_ONES
 from xenolith.machine.pci import CONFIG_ADDRESS, CONFIG_DATA, CONFIG_ENABLE
 
@@ -111,8 +112,6 @@ def _shared() -> dict[int, int | None]:
 
 def allowed(domain: Domain, port: int, size: int) -> bool:
     """Whether the domain was given `size` ports from `port` on."""
-    if Capability.HARDWARE in domain.capabilities:
-        return True
     return any(first <= port and port + size - 1 <= last for first, last in domain.port_ranges)
 
 
@@ -131,9 +130,9 @@ def _read_shared(hv: Hypervisor, domain: Domain, port: int, size: int) -> int:
         return domain.rtc_index
     if port == RTC_DATA and hv.pc is not None and allowed(domain, RTC_INDEX, 2):
         return hv.pc.rtc.read_cmos(domain.rtc_index & _RTC_INDEX_MASK)
-    if port & ~3 == CONFIG_DATA and hv.pc is not None and Capability.HARDWARE in domain.capabilities:
+    if port & ~3 == CONFIG_DATA and hv.pc is not None:
         address = domain.pci_config_address
-        if address & CONFIG_ENABLE:
+        if address & CONFIG_ENABLE and has_function(domain, address >> 8 & 0xFFFF):
             return hv.pc.pci.read_config(address >> 8 & 0xFFFF, address & 0xFC | port & 3, size)
     return ALL_ONES[size]
 
@@ -144,22 +143,25 @@ def _read_pit(hv: Hypervisor, domain: Domain, port: int) -> int:
     For others the counter reads 0: all ones would keep the fast calibration of Linux busy for 100,000 reads. The gate
     port reads all ones, which says that channel 2 has finished.
     """
-    if hv.pc is not None and Capability.HARDWARE in domain.capabilities:
+    if hv.pc is not None and _drives(domain, port):
         return hv.pc.ports.read(port, 1)
     return 0 if port == PIT_CHANNEL_2 else 0xFF
 
 
+def _drives(domain: Domain, port: int) -> bool:
+    return Capability.HARDWARE in domain.capabilities and allowed(domain, port, 1)
+
+
 def _write_shared(hv: Hypervisor, domain: Domain, port: int, size: int, value: int) -> None:
-    hardware = hv.pc is not None and Capability.HARDWARE in domain.capabilities
     if port == RTC_INDEX:
         domain.rtc_index = value
     elif hv.pc is None:
         return
-    elif port in PIT_PORTS and hardware:
+    elif port in PIT_PORTS and _drives(domain, port):
         hv.pc.ports.write(port, 1, value)
     elif port == RTC_DATA and allowed(domain, RTC_INDEX, 2):
         hv.pc.rtc.write_cmos(domain.rtc_index & _RTC_INDEX_MASK, value)
-    elif port & ~3 == CONFIG_DATA and hardware:
+    elif port & ~3 == CONFIG_DATA:
         address = domain.pci_config_address
-        if address & CONFIG_ENABLE:
+        if address & CONFIG_ENABLE and has_function(domain, address >> 8 & 0xFFFF):
             hv.pc.pci.write_config(address >> 8 & 0xFFFF, address & 0xFC | port & 3, size, value)

@@ -29,6 +29,7 @@ _DRIVERS: Final = {
     "vif": ("xen-netfront",),
     "9pfs": ("9pnet_xen", "9p"),
 }
+_DEVICES: Final = {"vbd": "disks", "vif": "networks", "9pfs": "shared directories"}
 
 _INIT: Final = """\
 #!/bin/busybox sh
@@ -217,6 +218,15 @@ def standard_modules(tree: ModuleTree | None, kinds: Iterable[str] = (), *, tool
     needed = CONTROL_MODULES if tools else ()
     wanted = ("xenfs", *(name for kind in kinds for name in _DRIVERS[kind]), *needed)
     return tuple(name for name in wanted if tree is not None and name in tree)
+
+
+def lacking(tree: ModuleTree | None, kinds: Iterable[str]) -> Iterator[str]:
+    """A sentence for each kind of device that a kernel with these modules has no driver for. Nothing is known of a
+    kernel whose modules are not there."""
+    for kind in kinds:
+        driver = _DRIVERS[kind][0]
+        if tree is not None and not tree.provides(driver):
+            yield f"the kernel {tree.version} has no {driver}, so that the guest cannot use its {_DEVICES[kind]}"
 
 
 def _dep_line(module: Module, paths: dict[str, str]) -> str:

@@ -61,6 +61,10 @@ class ModuleTree:
         """Whether there is such a module that can be loaded."""
         return name.replace("-", "_") in self._paths
 
+    def provides(self, name: str) -> bool:
+        """Whether there is such a module, or the kernel has it built in."""
+        return name in self or name.replace("-", "_") in self._builtin
+
     def closure(self, names: Iterable[str]) -> list[Module]:
         """These modules and all that they need, each after what it needs; those built into the kernel are left out.
 

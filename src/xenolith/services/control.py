@@ -23,6 +23,7 @@ from xenolith.abi.domctl import (
     XEN_DOMCTL_SCHEDOP_putinfo,
     XEN_DOMCTL_scheduler_op,
     XEN_DOMCTL_sendtrigger,
+    XEN_DOMCTL_settimeoffset,
     XEN_DOMCTL_setvcpucontext,
     XEN_DOMCTL_unpausedomain,
     XEN_DOMINF_blocked,
@@ -57,6 +58,7 @@ from xenolith.abi.sysctl import (
     XEN_SYSCTL_INTERFACE_VERSION,
     XEN_SYSCTL_physinfo,
     XenSysctl,
+    XenSysctlPhysinfo,
 )
 from xenolith.abi.types import PAGE_SIZE
 from xenolith.abi.vcpu import VcpuGuestContext, VGCF_in_kernel, VGCF_online
@@ -177,6 +179,12 @@ class Control:
         argument.u.max_mem.max_memkb = frames * 4 + _SLACK_KIB
         self._do(argument)
 
+    def set_time_offset(self, domid: int, seconds: int) -> None:
+        """How far a domain's wall clock is before the machine's."""
+        argument = self._domctl(XEN_DOMCTL_settimeoffset, domid)
+        argument.u.settimeoffset.time_offset_seconds = seconds
+        self._do(argument)
+
     def info(self, domid: int) -> DomainInfo:
         """Raises XenError(ESRCH) for a domain that does not exist."""
         found = self._do(self._domctl(XEN_DOMCTL_getdomaininfo, domid)).u.getdomaininfo
@@ -188,9 +196,16 @@ class Control:
 
     def free_memory(self) -> int:
         """Bytes that no domain has."""
+        return int(self._physical().free_pages) * PAGE_SIZE
+
+    def cpus(self) -> int:
+        """How many processors there are."""
+        return int(self._physical().nr_cpus)
+
+    def _physical(self) -> XenSysctlPhysinfo:
         argument = XenSysctl(cmd=XEN_SYSCTL_physinfo, interface_version=XEN_SYSCTL_INTERFACE_VERSION)
         self._kernel.hypercall(HYPERVISOR_sysctl, argument)
-        return int(argument.u.physinfo.free_pages) * PAGE_SIZE
+        return argument.u.physinfo
 
     # -- scheduling ---------------------------------------------------------------------------------------------------
 

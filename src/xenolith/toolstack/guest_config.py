@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from xenolith.errors import UserError
 from xenolith.hypervisor.domain import Capability
 
 if TYPE_CHECKING:
@@ -77,6 +79,21 @@ class GuestConfig:
     @property
     def max_vcpus(self) -> int:
         return self.vcpus if self.maxvcpus is None else self.maxvcpus
+
+    def check_cpus(self, count: int) -> None:
+        """UserError if a vCPU may only run on CPUs that a machine of `count` does not have."""
+        for number, mask in enumerate(self.affinity):
+            if not mask & (1 << count) - 1:
+                raise UserError(
+                    f"vCPU {number} of {self.name} can only run on CPUs that the machine does not have",
+                    f"it has {count}: leave out 'cpus', or write cpus = \"0\"",
+                )
+
+    @property
+    def time_offset_s(self) -> int:
+        """By how many seconds its wall clock is ahead of UTC."""
+        offset = self.rtc_timeoffset
+        return offset + time.localtime().tm_gmtoff if self.localtime else offset
 
     def identified(self, repeatable: bool) -> GuestConfig:
         """The same with a uuid, devids and MAC addresses; with `repeatable` the uuid is made from the name."""

@@ -154,7 +154,8 @@ KEYS: Final[dict[str, Key]] = {
         _affinity,
         "text or list",
         '"all"',
-        'The CPUs that it may run on, as in "0-3,^1"; in a list, one text for each vCPU.',
+        'The CPUs that it may run on, as in "0-3,^1"; in a list, one text for each vCPU. The machine has one CPU: who'
+        " must run elsewhere is refused.",
     ),
     "weight": Key(
         "weight",
@@ -202,7 +203,7 @@ KEYS: Final[dict[str, Key]] = {
         "When it asks for a soft reset. xl's `soft-reset` is for HVM guests, and means `destroy`.",
     ),
     "localtime": Key(
-        "localtime", values.truth, "truth", "false", "Whether its clock starts with the host's local time."
+        "localtime", values.truth, "truth", "false", "Whether its wall clock shows the local time of the host, not UTC."
     ),
     "rtc_timeoffset": Key(
         "rtc_timeoffset",

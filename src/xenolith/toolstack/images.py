@@ -42,6 +42,8 @@ class Prepared(NamedTuple):
     image: KernelImage
     ramdisk: bytes | memoryview | None
     cmdline: str
+    warnings: tuple[str, ...] = ()
+    """What the guest will lack, as far as that can be known."""
 
 
 def prepare(wanted: Wanted, progress: Progress) -> Prepared:
@@ -54,18 +56,19 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
         )
     linux = image.notes is not None and image.notes.is_linux
     ramdisk: bytes | memoryview | None = None
+    warnings: tuple[str, ...] = ()
     tools = _tools(wanted.ramdisk) if linux else None
     if wanted.ramdisk is not None and tools is None:
         ramdisk = read_ramdisk(wanted.ramdisk, linux=linux)
     elif linux:
-        ramdisk = _ramdisk(kernel, wanted, tools, progress)
+        ramdisk, warnings = _ramdisk(kernel, wanted, tools, progress)
     is_made = linux and (wanted.ramdisk is None or tools is not None)
     if wanted.command is not None and not is_made:
         raise UserError(
             "--exec needs a Linux kernel and the ramdisk that Xenolith builds for it", "leave --ramdisk or --exec out"
         )
     cmdline = linux_cmdline(wanted.cmdline, wanted.vcpus) if linux else wanted.cmdline
-    return Prepared(image, ramdisk, cmdline)
+    return Prepared(image, ramdisk, cmdline, warnings)
 
 
 def linux_cmdline(given: str, vcpus: int) -> str:
@@ -88,17 +91,21 @@ def _tools(ramdisk: Path | None) -> Path | None:
     return registry.debian_dom0() if named else None
 
 
-def _ramdisk(kernel: kernels.Kernel, wanted: Wanted, tools: Path | None, progress: Progress) -> bytes:
+def _ramdisk(
+    kernel: kernels.Kernel, wanted: Wanted, tools: Path | None, progress: Progress
+) -> tuple[bytes, tuple[str, ...]]:
     from xenolith.loader import registry
-    from xenolith.loader.initramfs import Initramfs, standard_modules
+    from xenolith.loader.initramfs import Initramfs, lacking, standard_modules
     from xenolith.loader.modules import ModuleTree
 
     tree = ModuleTree(kernel.modules) if kernel.modules else None
-    kinds = {"vbd": wanted.disks, "vif": wanted.nics, "9pfs": wanted.shares}
-    return Initramfs(
+    devices = {"vbd": wanted.disks, "vif": wanted.nics, "9pfs": wanted.shares}
+    kinds = [kind for kind, described in devices.items() if described]
+    ramdisk = Initramfs(
         busybox=registry.busybox() or registry.pull_busybox(progress),
         command=wanted.command,
-        modules=standard_modules(tree, [kind for kind, devices in kinds.items() if devices], tools=tools is not None),
+        modules=standard_modules(tree, kinds, tools=tools is not None),
         module_tree=tree,
         tools=tools,
     ).build()
+    return ramdisk, tuple(lacking(tree, kinds))

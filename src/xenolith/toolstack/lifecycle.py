@@ -138,12 +138,20 @@ class Toolstack:
 
     # -- creating -----------------------------------------------------------------------------------------------------
 
-    async def create(self, config: GuestConfig, paused: bool = False, progress: Progress = _silent) -> Guest:
-        """Make a guest and let it run, unless it is to stay `paused`."""
+    async def create(
+        self,
+        config: GuestConfig,
+        paused: bool = False,
+        progress: Progress = _silent,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Guest:
+        """Make a guest and let it run, unless it is to stay `paused`. `warn` is told what it will lack."""
         self._check_name(config.name)
         config = config.identified(self._repeatable)
         progress(f"reading the kernel of {config.name}", 0.0)
         prepared = await self._context.host.submit(lambda: prepare(config, _silent))
+        for warning in prepared.warnings:
+            warn(warning)
         self._check_name(config.name)
         progress(f"building {config.name}", 0.5)
         guest = self._build(config, prepared)
@@ -161,6 +169,7 @@ class Toolstack:
 
     def _build(self, config: GuestConfig, prepared: Prepared) -> Guest:
         assert config.uuid is not None
+        config.check_cpus(self.control.cpus())
         devices = self._devices.of(config)
         spec = pv.PvSpec(
             image=prepared.image,
@@ -180,6 +189,8 @@ class Toolstack:
                 f"{config.memory >> 20} MiB for {config.name} is more than the machine has left: {free} MiB are free",
                 "give it less memory, destroy another domain, or start a machine with more",
             ) from None
+        self.control.set_scheduling(built.domid, config.weight, config.cap)
+        self.control.set_time_offset(built.domid, config.time_offset_s)
         return self._record(config, built, devices)
 
     async def adopt(self, config: GuestConfig, built: Built) -> Guest:

@@ -16,6 +16,8 @@ from xenolith.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_soft
 from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
 from xenolith.cpu.choose import create_engine
 from xenolith.errors import UserError
+from xenolith.hypervisor import hardware
+from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.machine import Hypervisor
 from xenolith.loader import pv
@@ -131,9 +133,11 @@ class Machine:
     def start_service(self, config: DomainConfig) -> Domain:
         """Make a native domain and start its services."""
         try:
-            return self.supervisor.start(self._roles.role(config)).kernel.domain
+            domain = self.supervisor.start(self._roles.role(config)).kernel.domain
         except XenError as error:
             raise UserError(f"{config.name} cannot be started: {error}", "give the machine more memory") from None
+        self._limit_hardware(config, domain)
+        return domain
 
     def start(self, boot: Boot) -> Domain:
         """Build a guest and let it run. UserError if the image does not fit, or breaks a rule of the ABI."""
@@ -158,13 +162,28 @@ class Machine:
 
     def _create(self, config: GuestConfig) -> Domain:
         assert config.uuid is not None
+        config.check_cpus(PHYSICAL_CPUS)
         domain = self.hv.create_domain(config.name, config.memory >> 12, config.max_vcpus, config.capabilities)
-        domain.weight, domain.handle = config.weight, config.uuid
+        domain.weight, domain.handle, domain.time_offset_s = config.weight, config.uuid, config.time_offset_s
+        self.hv.scheduler.set_cap(domain, config.cap)
+        self._limit_hardware(config, domain)
         if config.targets is not None:
             domain.targets = frozenset(
                 other.domid for other in self.hv.domains.values() if other.name in config.targets
             )
         return domain
+
+    def _limit_hardware(self, config: GuestConfig, domain: Domain) -> None:
+        access = config.hardware
+        if access is None or Capability.HARDWARE not in domain.capabilities:
+            return
+        try:
+            hardware.limit(self.hv, domain, access.ports, access.memory, access.functions)
+        except XenError as error:
+            raise UserError(
+                f"{config.name} cannot have the hardware that it is to have: {error.reason}",
+                "a control domain's lspci and /proc/iomem show what there is",
+            ) from None
 
     def _build_connected(self, config: GuestConfig, domain: Domain, spec: pv.PvSpec, layout: pv.PvLayout) -> None:
         """Build a guest with a store and a console, and leave it paused until the toolstack has told others of it."""

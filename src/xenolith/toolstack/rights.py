@@ -26,6 +26,11 @@ class HardwareAccess:
     memory: tuple[range, ...] = ()
     devices: tuple[str, ...] = ()
 
+    @property
+    def functions(self) -> frozenset[int]:
+        """The devices by their bus, device and function number; the machine has one segment."""
+        return frozenset(_number(device) for device in self.devices)
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
@@ -100,6 +105,12 @@ def _range(text: str, last: int) -> range:
     if first is None or end is None or not 0 <= first <= end <= last:
         raise UserError(f"'{text}' is no range", f"write first-last, as in 0x3f8-0x3ff, up to {last:#x}")
     return range(first, end + 1)
+
+
+def _number(device: str) -> int:
+    _, bus, rest = device.split(":")
+    slot, function = rest.split(".")
+    return int(bus, 16) << 8 | int(slot, 16) << 3 | int(function)
 
 
 def _device(text: str) -> str:

@@ -182,6 +182,7 @@ class Verbs:
             config,
             paused=bool(arguments.get("paused")),
             progress=lambda text, part: conversation.send(progress=text, part=part),
+            warn=lambda text: conversation.send(warning=text),
         )
         return {"domid": guest.domid, "name": guest.name}
 

@@ -30,7 +30,9 @@ def machine(hv: StandIn) -> Any:
 
 def driver(hv: StandIn, domid: int = 0) -> Vcpu:
     """The first vCPU of a domain that drives the machine."""
-    return guest(hv, domid, Capability.HARDWARE)
+    vcpu = guest(hv, domid, Capability.HARDWARE)
+    vcpu.domain.port_ranges = [(0, 0xFFFF)]
+    return vcpu
 
 
 def guest(hv: StandIn, domid: int = 1, capabilities: Capability = Capability.NONE) -> Vcpu:

@@ -12,7 +12,7 @@ from tests.unit.loader.module_maker import make_tree, module
 from xenolith.errors import UserError
 from xenolith.loader import cpio
 from xenolith.loader.exit_marker import EXIT_MARKER, exit_status
-from xenolith.loader.initramfs import ExtraFile, Initramfs, standard_modules
+from xenolith.loader.initramfs import ExtraFile, Initramfs, lacking, standard_modules
 
 
 @pytest.fixture
@@ -54,6 +54,13 @@ def test_modules_in_the_order_of_loading(busybox: Path, tmp_path: Path) -> None:
     assert files["etc/xenolith/modules"].data == b"kernel/x/b.ko\nkernel/a.ko\n"
     assert files["lib/modules/6.6.6/kernel/a.ko"].data == module("b")
     assert files["lib/modules/6.6.6/modules.dep"].data == b"kernel/x/b.ko: \nkernel/a.ko: kernel/x/b.ko\n"
+
+
+def test_what_a_kernel_lacks_for_devices(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, {"xen-blkfront.ko": module()}, builtin="kernel/drivers/net/xen-netfront.ko")
+    (sentence,) = lacking(tree, ("vbd", "vif", "9pfs"))
+    assert sentence == "the kernel 6.6.6 has no 9pnet_xen, so that the guest cannot use its shared directories"
+    assert not list(lacking(None, ("9pfs",)))
 
 
 def test_modules_need_a_tree(busybox: Path) -> None:

@@ -63,7 +63,7 @@ def test_it_can_be_built(pulled: registry.Pulled, flags: int) -> None:
 def test_the_memory_it_needs_is_said(pulled: registry.Pulled) -> None:
     image = KernelImage.read(pulled.file)
     needed = minimum_frames(PvSpec(image, 0))
-    assert 2 << 8 <= needed <= 96 << 8
+    assert 1 << 8 <= needed <= 96 << 8
     with pytest.raises(UserError, match=f"{-(-needed // 256)} MiB is needed"):
         plan(PvSpec(image, needed - 1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.services.bench import Services
-from xenolith.abi.errno import EACCES, ENOENT, XenError
+from xenolith.abi.errno import EACCES, EINVAL, ENOENT, XenError
 from xenolith.services.service import Context
 
 _SECOND = 1_000_000_000
@@ -124,6 +124,21 @@ def test_a_transaction_is_done_again_when_somebody_else_was_first(services: Serv
     services.do(domain, domain.store.transaction(change))
     assert tries == 2
     assert services.read("/count") == "11"
+
+
+def test_many_requests_at_once(services: Services) -> None:
+    """More than the ring takes, in their order; an error is told when all the others are done."""
+    toolstack, store = services.toolstack, services.toolstack.store
+    names = [f"/many/{number:04}-{'x' * 40}" for number in range(200)]
+    services.do(toolstack, store.make_all([("/many", ("n0", "r1")), ("/many/more", ("n0",))]))
+    services.do(toolstack, store.write_all([(name, number) for number, name in enumerate(names)]))
+    assert services.do(toolstack, store.permissions("/many")) == ["n0", "r1"]
+    assert services.do(toolstack, store.read_each([*names, "/many/nothing"])) == [*map(str, range(200)), ""]
+    assert services.do(toolstack, store.names("/many")) == ["more", *(name[6:] for name in names)]
+    with pytest.raises(XenError) as caught:
+        services.do(toolstack, store.write_all([("/first", "1"), ("no path", "2"), ("/last", "3")]))
+    assert caught.value.errno == EINVAL
+    assert services.read("/last") == "3"
 
 
 def test_errors_and_absences(services: Services) -> None:
