@@ -6,15 +6,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import boot_control_domain, boot_guest, guest_rates, hello, host, memory, programs
+from benchmarks import (
+    boot_control_domain,
+    boot_guest,
+    create_guest,
+    devices,
+    guest_rates,
+    hello,
+    host,
+    many,
+    memory,
+    programs,
+)
 from benchmarks.common import MINIMUM_RUNS, RESULTS, Report, save, text
 
 QUESTIONS = {
     "hello": hello.run,
     "boot_guest": boot_guest.run,
     "boot_control_domain": boot_control_domain.run,
+    "create_guest": create_guest.run,
+    "devices": devices.run,
     "guest_rates": guest_rates.run,
     "memory": memory.run,
+    "many": many.run,
 }
 
 

@@ -9,7 +9,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -72,10 +72,17 @@ class LineSplitter:
         return [_text(rest)] if rest else []
 
 
-def run(command: Sequence[str], *, timeout: float, watch: Callable[[int], None] | None = None) -> Session:
+def run(
+    command: Sequence[str],
+    *,
+    timeout: float,
+    watch: Callable[[int], None] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Session:
     """Runs `command` to its end or for `timeout` seconds, with both its outputs joined and no standard input.
 
-    `watch`, if given, is called with the process id about every 50 ms. On return nothing that was started is left.
+    `environment` is our own unless given. `watch`, if given, is called with the process id about every 50 ms. On return
+    nothing that was started is left.
     """
     started, worked = time.monotonic(), _processor_seconds()
     process = subprocess.Popen(
@@ -83,6 +90,7 @@ def run(command: Sequence[str], *, timeout: float, watch: Callable[[int], None] 
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env=environment,
         start_new_session=True,
     )
     assert process.stdout is not None

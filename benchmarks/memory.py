@@ -26,6 +26,11 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.total_kib + other.total_kib, self.shared_kib + other.shared_kib)
 
+    @property
+    def own_kib(self) -> int:
+        """What is not shared memory."""
+        return self.total_kib - self.shared_kib
+
     def above_kib(self, guest_kib: int) -> int:
         """What is not the guest's: everything, less its memory (the shared part, but no more than `guest_kib`)."""
         return self.total_kib - min(self.shared_kib, guest_kib)

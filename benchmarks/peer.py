@@ -28,7 +28,7 @@ MEMORY_MIB = 512
 _XEN_PACKAGE = "xen-hypervisor-4.17-amd64"
 _KERNEL_METAPACKAGE = "linux-image-amd64"
 _BUSYBOX_PACKAGE = "busybox-static"
-_XEN_MACHINE_MIB = 2 * MEMORY_MIB
+_XEN_MIB = 128
 # With SMAP and SMEP, Xen 4.17 under QEMU 7.2 in software emulation crashes the Linux control domain as it starts.
 _CPU = "max,-smap,-smep"
 _DOWNLOAD_SECONDS = 600
@@ -65,14 +65,27 @@ def qemu_command(ramdisk: Path, cmdline: str = "", kernel: Path | None = None) -
     return [*_qemu(MEMORY_MIB), "-kernel", str(kernel or files().kernel), "-initrd", str(ramdisk), "-append", append]
 
 
-def xen_command(ramdisk: Path, cmdline: str = "") -> list[str]:
-    """QEMU with Xen and the same kernel and `ramdisk` as its control domain, console on standard output."""
+def xen_command(
+    ramdisk: Path, cmdline: str = "", control_mib: int = MEMORY_MIB, spare_mib: int = MEMORY_MIB
+) -> list[str]:
+    """QEMU with Xen and the same kernel and `ramdisk` as its control domain, console on standard output.
+
+    Beside the control domain's memory the machine has some for Xen itself and for guests.
+    """
     shared = files()
     if shared.xen is None:
         raise Unavailable(f"package {_XEN_PACKAGE} could not be downloaded")
-    xen_append = f"dom0_mem={MEMORY_MIB}M,max:{MEMORY_MIB}M dom0_max_vcpus=1 console=com1 com1=115200"
+    xen_append = f"dom0_mem={control_mib}M,max:{control_mib}M dom0_max_vcpus=1 console=com1 com1=115200"
     modules = f"{shared.kernel} {_escaped(f'console=hvc0 {cmdline}'.strip())},{ramdisk}"
-    return [*_qemu(_XEN_MACHINE_MIB), "-kernel", str(shared.xen), "-append", xen_append, "-initrd", modules]
+    return [
+        *_qemu(control_mib + spare_mib + _XEN_MIB),
+        "-kernel",
+        str(shared.xen),
+        "-append",
+        xen_append,
+        "-initrd",
+        modules,
+    ]
 
 
 def xenolith_command(verb: str, *arguments: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from benchmarks.common import Unavailable
-from benchmarks.peer import files
+from benchmarks.peer import files, xenolith_command
 from benchmarks.ramdisk import busybox_ramdisk
 
 _SOURCES = Path(__file__).parent / "guest"
@@ -45,13 +45,45 @@ def rates_ramdisk() -> Path:
     return _written("rates.cpio", busybox_ramdisk(files().busybox, _RATES_INIT, {"/rates": program.read_bytes()}))
 
 
-@cache
 def hello_kernel() -> Path:
-    """The PV guest of guest/hello.S as an ELF image; raises Unavailable without GNU as and ld."""
-    image = directory() / "hello"
+    """A PV guest that says hello and powers off, as an ELF image; raises Unavailable without GNU as and ld."""
+    return _assembled("hello")
+
+
+def tiny_kernel() -> Path:
+    """The smallest PV guest that stays."""
+    return _assembled("tiny")
+
+
+@cache
+def measured_ramdisk() -> Path:
+    """The ramdisk of a guest that does what guest/measure.sh says, with the drivers of its devices."""
+    drivers = ("--module", "xen-blkfront", "--module", "xen-netfront")
+    return _made("measured.cpio", *drivers, "--exec", (_SOURCES / "measure.sh").read_text())
+
+
+@cache
+def control_ramdisk() -> Path:
+    """The ramdisk of the peer's control domain, which makes such a guest; raises Unavailable without Debian's `xl`."""
+    files_ = ("--file", f"{files().kernel}:/guest/vmlinuz", "--file", f"{measured_ramdisk()}:/guest/ramdisk")
+    _build(*xenolith_command("pull", "debian-dom0"))
+    return _made("control.cpio", "--tools", *files_, "--exec", (_SOURCES / "control.sh").read_text())
+
+
+def empty_disk(name: str, mib: int) -> Path:
+    """A raw disk without content."""
+    path = directory() / f"{name}.img"
+    with path.open("wb") as file:
+        file.truncate(mib << 20)
+    return path
+
+
+@cache
+def _assembled(name: str) -> Path:
+    image = directory() / name
     assembled = str(image.with_suffix(".o"))
-    _build("as", "--64", "-o", assembled, str(_SOURCES / "hello.S"))
-    _build("ld", "-T", str(_SOURCES / "hello.lds"), "-o", str(image), assembled)
+    _build("as", "--64", "-o", assembled, str(_SOURCES / f"{name}.S"))
+    _build("ld", "-T", str(_SOURCES / f"{name}.lds"), "-o", str(image), assembled)
     return image
 
 
@@ -65,6 +97,12 @@ def remove() -> None:
     """Removes this run's files."""
     if directory.cache_info().currsize:
         shutil.rmtree(directory(), ignore_errors=True)
+
+
+def _made(name: str, *options: str) -> Path:
+    path = directory() / name
+    _build(*xenolith_command("ramdisk", "-o", str(path), "--kernel", "debian", *options))
+    return path
 
 
 def _written(name: str, content: bytes) -> Path:

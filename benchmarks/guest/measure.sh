@@ -1,0 +1,32 @@
+# What a measured guest does, as its command line says: serve, measure its devices, or end at once.
+read -r up idle < /proc/uptime
+echo "XENOLITH-INIT $up"
+
+rate() {
+    echo "BEGIN $1"
+    shift
+    "$@"
+    echo "END $?"
+}
+blocks() { dd if="$1" of="$2" bs="$3" count="$4" "$5=direct" 2> /dev/null; }
+fetch() { wget -q -O - http://10.0.0.1/file | cmp - /tmp/file; }
+pings() { ping -A -q -c 100 10.0.0.1 > /dev/null; }
+
+case " $(cat /proc/cmdline) " in
+*" measure=server "*)
+    dd if=/dev/zero of=/tmp/file bs=1M count=24 2> /dev/null
+    httpd -h /tmp
+    echo SERVING
+    sleep 1000000
+    ;;
+*" measure=devices "*)
+    until [ -b /dev/xvda ]; do sleep 0.1; done
+    rate "read 1 MiB" blocks /dev/xvda /dev/null 1M 64 iflag
+    rate "read 4 KiB" blocks /dev/xvda /dev/null 4k 1000 iflag
+    rate "write 1 MiB" blocks /dev/zero /dev/xvda 1M 64 oflag
+    rate "write 4 KiB" blocks /dev/zero /dev/xvda 4k 1000 oflag
+    rate "round trips" pings
+    dd if=/dev/zero of=/tmp/file bs=1M count=24 2> /dev/null
+    rate "fetch" fetch
+    ;;
+esac
