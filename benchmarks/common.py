@@ -38,10 +38,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Contender:
-    """One side of a comparison: its name and one run of it, which returns a value for each metric by name."""
+    """One side of a comparison: its name and one run of it, which returns a value for each metric by name.
+
+    A peer is what we are compared with.
+    """
 
     name: str
     measure: Callable[[], Mapping[str, float]]
+    is_peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Report:
     host_speed: list[float] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)
 
     def median(self, metric: str, contender: str) -> float | None:
         """The median sample, or None if there is none."""
@@ -101,6 +106,8 @@ class Report:
         return {
             "question": self.question,
             "units": {metric.name: metric.unit for metric in self.metrics},
+            "more_is_better": [metric.name for metric in self.metrics if metric.more_is_better],
+            "peers": self.peers,
             "samples": self.samples,
             "medians": {m: {c: statistics.median(v) for c, v in by.items()} for m, by in self.samples.items()},
             "missing": self.missing,
@@ -119,6 +126,7 @@ def alternate(report: Report, contenders: Sequence[Contender], runs: int) -> Non
 
     A contender that is unavailable is noted once and left out; a failed run is noted and leaves no sample.
     """
+    report.peers += [contender.name for contender in contenders if contender.is_peer]
     for turn in range(max(runs, 1)):
         for contender in contenders:
             if contender.name in report.missing:

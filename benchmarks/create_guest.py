@@ -16,7 +16,7 @@ def run(runs: int) -> Report:
     """Makes a guest `runs` times on each side, with 256 MiB and one vCPU, in a machine that has just started."""
     question = "How long does a guest in a running machine take to its init?"
     report = Report("create_guest", question, (_TO_INIT,), ((domu.XENOLITH, domu.PEER),))
-    alternate(report, (Contender(domu.XENOLITH, _xenolith), Contender(domu.PEER, _xl)), runs)
+    alternate(report, (Contender(domu.XENOLITH, _xenolith), Contender(domu.PEER, _xl, is_peer=True)), runs)
     advantage = report.advantage(_TO_INIT.name, domu.XENOLITH, domu.PEER)
     report.marks.append(Mark("a guest's init, times faster than xl create", advantage, _LIMIT, at_least=True))
     return report

@@ -25,7 +25,7 @@ def run(runs: int) -> Report:
     """Has a guest measure its devices `runs` times on each side; an adaptive ping, and direct I/O on the disk."""
     question = "How fast are a guest's disk and network?"
     report = Report("devices", question, (*_METRICS.values(), _ROUND_TRIP), ((domu.XENOLITH, domu.PEER),))
-    alternate(report, (Contender(domu.XENOLITH, _xenolith), Contender(domu.PEER, _xl)), runs)
+    alternate(report, (Contender(domu.XENOLITH, _xenolith), Contender(domu.PEER, _xl, is_peer=True)), runs)
     for metric in report.metrics:
         advantage = report.advantage(metric.name, domu.XENOLITH, domu.PEER)
         report.marks.append(Mark(f"{metric.name}, times better", advantage, 1, at_least=True))

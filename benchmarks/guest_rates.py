@@ -30,8 +30,8 @@ def run(runs: int) -> Report:
     contenders = (
         Contender(peer.XENOLITH, lambda: measured(peer.xenolith_linux("run", rates_ramdisk()))),
         Contender(_CONTROL_DOMAIN, lambda: measured(peer.xenolith_linux("boot", rates_ramdisk()))),
-        Contender(peer.XEN, lambda: measured(peer.xen_command(rates_ramdisk()))),
-        Contender(peer.QEMU, lambda: measured(peer.qemu_command(rates_ramdisk()))),
+        Contender(peer.XEN, lambda: measured(peer.xen_command(rates_ramdisk())), is_peer=True),
+        Contender(peer.QEMU, lambda: measured(peer.qemu_command(rates_ramdisk())), is_peer=True),
     )
     alternate(report, contenders, runs)
     return report

@@ -10,6 +10,9 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks import peer
+from xenolith.cpu.choose import choose
+
 
 def describe() -> dict[str, str | int | None]:
     """The host and the versions; what is not there is None."""
@@ -23,6 +26,8 @@ def describe() -> dict[str, str | int | None]:
         "python": platform.python_version(),
         "xenolith": _distribution("xenolith"),
         "commit": _first_line("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
+        "engine": choose(),
+        "xen": peer.XEN_PACKAGE,
         "unicorn": _distribution("unicorn"),
         "qemu": _first_line("qemu-system-x86_64", "--version"),
         "compiler": _first_line("cc", "--version"),

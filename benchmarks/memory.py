@@ -56,8 +56,8 @@ def run(runs: int) -> Report:
     report = Report("memory", question, (_ABOVE, _GUEST), ((peer.XENOLITH, peer.XEN),))
     contenders = (
         Contender(peer.XENOLITH, lambda: _peaks(peer.xenolith_linux("boot", ready_ramdisk()))),
-        Contender(peer.XEN, lambda: _peaks(peer.xen_command(ready_ramdisk()))),
-        Contender(peer.QEMU, lambda: _peaks(peer.qemu_command(ready_ramdisk()))),
+        Contender(peer.XEN, lambda: _peaks(peer.xen_command(ready_ramdisk())), is_peer=True),
+        Contender(peer.QEMU, lambda: _peaks(peer.qemu_command(ready_ramdisk())), is_peer=True),
     )
     alternate(report, contenders, runs)
     peak = report.median(_ABOVE.name, peer.XENOLITH)

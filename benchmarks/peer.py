@@ -25,7 +25,7 @@ QEMU = "QEMU alone"
 XENOLITH = "xenolith"
 
 MEMORY_MIB = 512
-_XEN_PACKAGE = "xen-hypervisor-4.17-amd64"
+XEN_PACKAGE = "xen-hypervisor-4.17-amd64"
 _KERNEL_METAPACKAGE = "linux-image-amd64"
 _BUSYBOX_PACKAGE = "busybox-static"
 _XEN_MIB = 128
@@ -74,7 +74,7 @@ def xen_command(
     """
     shared = files()
     if shared.xen is None:
-        raise Unavailable(f"package {_XEN_PACKAGE} could not be downloaded")
+        raise Unavailable(f"package {XEN_PACKAGE} could not be downloaded")
     xen_append = f"dom0_mem={control_mib}M,max:{control_mib}M dom0_max_vcpus=1 console=com1 com1=115200"
     modules = f"{shared.kernel} {_escaped(f'console=hvc0 {cmdline}'.strip())},{ramdisk}"
     return [
@@ -135,7 +135,7 @@ def _cache_directory() -> Path:
 
 def _fetch(root: Path) -> None:
     wanted = {
-        _XEN_PACKAGE: "boot/xen-4.17-amd64.gz",
+        XEN_PACKAGE: "boot/xen-4.17-amd64.gz",
         _kernel_package(): "boot/vmlinuz-*",
         _BUSYBOX_PACKAGE: "bin/busybox",
     }

@@ -60,6 +60,7 @@ SECTIONS: Final = {
         "pull": "Bring kernels from the distribution's registry.",
         "ramdisk": "Build an initramfs.",
         "doctor": "Say what this host offers.",
+        "bench": "Compare measurements.",
         "completion": "Print what a shell needs to complete this command.",
     },
 }
