@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     boot_control_domain,
     boot_guest,
+    costs,
     create_guest,
     devices,
     guest_rates,
@@ -24,6 +25,7 @@ QUESTIONS = {
     "hello": hello.run,
     "boot_guest": boot_guest.run,
     "boot_control_domain": boot_control_domain.run,
+    "costs": costs.run,
     "create_guest": create_guest.run,
     "devices": devices.run,
     "guest_rates": guest_rates.run,

@@ -18,13 +18,14 @@ _NAMES = {
     "fetch": "network, fetching by HTTP",
 }
 _METRICS = {part: Metric(name, "MiB/s", more_is_better=True) for part, name in _NAMES.items()}
-_ROUND_TRIP = Metric("network, 100 round trips", "s")
+READ_4K = _METRICS["read 4 KiB"]
+ROUND_TRIP = Metric("network, 100 round trips", "s")
 
 
 def run(runs: int) -> Report:
     """Has a guest measure its devices `runs` times on each side; an adaptive ping, and direct I/O on the disk."""
     question = "How fast are a guest's disk and network?"
-    report = Report("devices", question, (*_METRICS.values(), _ROUND_TRIP), ((domu.XENOLITH, domu.PEER),))
+    report = Report("devices", question, (*_METRICS.values(), ROUND_TRIP), ((domu.XENOLITH, domu.PEER),))
     alternate(report, (Contender(domu.XENOLITH, _xenolith), Contender(domu.PEER, _xl, is_peer=True)), runs)
     for metric in report.metrics:
         advantage = report.advantage(metric.name, domu.XENOLITH, domu.PEER)
@@ -48,7 +49,7 @@ def parse(session: Session) -> Mapping[str, float]:
         session.find(f"BEGIN {min(missing)}")
         raise RunFailed(f"'{min(missing)}' did not end")
     figures = {metric.name: _AMOUNTS[part] / seconds[part] for part, metric in _METRICS.items()}
-    return {**figures, _ROUND_TRIP.name: seconds["round trips"]}
+    return {**figures, ROUND_TRIP.name: seconds["round trips"]}
 
 
 def _xenolith() -> Mapping[str, float]:

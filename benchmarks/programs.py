@@ -14,6 +14,11 @@ from benchmarks.ramdisk import busybox_ramdisk
 
 _SOURCES = Path(__file__).parent / "guest"
 
+_FREESTANDING = (
+    *("-O2", "-ffreestanding", "-fno-stack-protector", "-fno-pic", "-fno-pie"),
+    *("-mcmodel=kernel", "-mno-red-zone", "-mno-sse", "-mno-mmx"),
+)
+
 READY = "XENOLITH-INIT"
 """The word that the measured ramdisk's init prints first, followed by the guest's uptime in seconds."""
 
@@ -76,6 +81,16 @@ def empty_disk(name: str, mib: int) -> Path:
     with path.open("wb") as file:
         file.truncate(mib << 20)
     return path
+
+
+@cache
+def costs_kernel() -> Path:
+    """The PV guest of guest/costs.c as an ELF image; raises Unavailable without a C compiler and GNU ld."""
+    image = directory() / "costs"
+    compiled = str(image.with_suffix(".o"))
+    _build("cc", *_FREESTANDING, "-c", "-o", compiled, str(_SOURCES / "costs.c"))
+    _build("ld", "-T", str(_SOURCES / "costs.lds"), "-o", str(image), compiled)
+    return image
 
 
 @cache
