@@ -180,7 +180,7 @@ def _step(instruction: Instruction) -> _Step | None:
     """What the instruction does, or None if a loop cannot keep it."""
     if instruction.mnemonic not in _PURE or instruction.has_lock_prefix or instruction.segment_prefix != Register.NONE:
         return None
-    if instruction.rflags_undefined & ~_MAY_BE_UNDEFINED:
+    if instruction.rflags_undefined & ~_MAY_BE_UNDEFINED or instruction.code == Code.BSWAP_R16:  # undefined as well
         return None
     if instruction.mnemonic in (Mnemonic.NOP, Mnemonic.ENDBR64):
         return _Step(instruction, frozenset(), frozenset(), None, (instruction.next_ip,))

@@ -325,7 +325,7 @@ class UnicornEngine:
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
         self._breakpoints = Breakpoints(
-            self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS // 8, self.debug_word, _page_of_code
+            self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS_WORD, self.debug_word, _page_of_code
         )
         self._current: UnicornCpu | None = None
         self._handler: ExitHandler | None = None
@@ -632,7 +632,7 @@ class UnicornEngine:
         self._handler = handler
         words, longs = self._words, self._longs
         error_at, is_int_at, old_at = self._error_at, self._is_int_at, self._old_at
-        cr2_at, flags_at, debug_status_at = _CR2 // 8, _EFLAGS // 8, self.debug_word + 6
+        cr2_at, flags_at, debug_status_at = _CR2 // 8, _EFLAGS_WORD, self.debug_word + 6
         guard = self._guard
 
         on_exception = handler.on_exception
@@ -773,7 +773,7 @@ class UnicornEngine:
             self._breakpoints.resume()
         self._entries = 0
         if self._current is not None:  # the library takes all flags from here when it begins, and only then
-            self._words[_EFLAGS // 8] = self._current.flags
+            self._words[_EFLAGS_WORD] = self._current.flags
         result = self._emu_start(self._uc, self._words[RIP], _NOWHERE, 0, 0)
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -807,7 +807,7 @@ class UnicornEngine:
         """The library raises a single step's #DB right behind SYSCALL, before the guest has executed anything."""
         if self._breakpoints.armed and not self._stopping.value:
             self._breakpoints.resume()
-        self._stepped_syscall = bool(self._words[_EFLAGS // 8] & TF)
+        self._stepped_syscall = bool(self._words[_EFLAGS_WORD] & TF)
 
     def _finish_alone(self, vector: int) -> bool:
         """If an instruction had to run by itself: it has ended with `vector`. Returns whether that is the guest's."""
@@ -842,7 +842,7 @@ class UnicornEngine:
         """Run a loop natively, if nobody wants to see its single steps. RIP cannot be changed within a block, so the
         library has to pause (`_leave_loop`)."""
         loops, cpu = self._hot_loops, self._current
-        if self._breakpoints.armed or self._words[_EFLAGS // 8] & _TF_RF or self._stopping.value:
+        if self._breakpoints.armed or self._words[_EFLAGS_WORD] & _TF_RF or self._stopping.value:
             return
         if loops is None or cpu is None or not self._longs[_HFLAGS // 4] & _HF_CS64:
             return

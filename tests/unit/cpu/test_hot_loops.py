@@ -183,8 +183,14 @@ def test_code_that_changes_itself_is_seen(hot: Counted) -> None:
     assert not any(hot.iterations[1:])
 
 
-@pytest.mark.parametrize("code", ["48ff06 48ffc9 75f8", "e800000000 ebf9", "f390 ebfc", "48ffc4 ebfb", "48890e ebfb"])
-def test_what_stores_calls_pauses_or_moves_the_stack_is_not_compiled(hot: Counted, code: str) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        "48ff06 48ffc9 75f8", "e800000000 ebf9", "f390 ebfc", "48ffc4 ebfb", "48890e ebfb", "488b042e 48ffc5 ebf7",
+        "f00fc106 ebfa", "8ed8 ebfc", "0f20c0 ebfb", "0f31 ebfc", "48c1e009 ebfa", "660fc8 ebfb", "648b06 ebfb",
+    ],
+)  # fmt: skip
+def test_what_does_more_than_a_loop_may_keep_is_not_compiled(hot: Counted, code: str) -> None:
     hot.heat(code)
     assert hot.loops.heads == []
 
