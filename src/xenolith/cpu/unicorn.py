@@ -114,6 +114,7 @@ _EFLAGS_WORD: Final = _EFLAGS // 8
 _CC_SRC_WORD: Final = _CC_SRC // 8
 _CC_OP_LONG: Final = _CC_OP // 4
 _DF_LONG: Final = _DF // 4
+_HFLAGS_LONG: Final = _HFLAGS // 4
 _FS_BASE_WORD: Final = (_SEGMENTS + FS * _SEGMENT_SIZE + 8) // 8
 _GS_BASE_WORD: Final = (_SEGMENTS + GS * _SEGMENT_SIZE + 8) // 8
 _SELECTOR_LONGS: Final = tuple((_SEGMENTS + segment * _SEGMENT_SIZE) // 4 for segment in range(6))
@@ -253,27 +254,28 @@ class UnicornCpu:
     def task_switched(self, value: bool) -> None:
         if value:
             self.regs[_CR0 // 8] |= CR0_TS
-            self.longs[_HFLAGS // 4] |= _HF_TS
+            self.longs[_HFLAGS_LONG] |= _HF_TS
         else:
             self.regs[_CR0 // 8] &= ~CR0_TS
-            self.longs[_HFLAGS // 4] &= ~_HF_TS
+            self.longs[_HFLAGS_LONG] &= ~_HF_TS
 
     def selector(self, segment: int) -> int:
         return self.longs[_SELECTOR_LONGS[segment]] & 0xFFFF
 
     def load_segment(self, segment: int, selector: int, base: int, limit: int, attributes: int) -> None:
-        at = _SEGMENTS + segment * _SEGMENT_SIZE
-        self.longs[at // 4] = selector
-        self.regs[at // 8 + 1] = base
-        self.longs[at // 4 + 4] = limit
-        self.longs[at // 4 + 5] = attributes
+        longs = self.longs
+        at = _SELECTOR_LONGS[segment]
+        longs[at] = selector
+        self.regs[(at >> 1) + 1] = base
+        longs[at + 4] = limit
+        longs[at + 5] = attributes
         if segment == CS:
             mode = _HF_CS32 if attributes & (_ATTRIBUTE_LONG | _ATTRIBUTE_BIG) else 0
             mode |= _HF_CS64 if attributes & _ATTRIBUTE_LONG else 0
-            self.longs[_HFLAGS // 4] = (self.longs[_HFLAGS // 4] & ~(_HF_CS64 | _HF_CS32)) | mode
+            longs[_HFLAGS_LONG] = (longs[_HFLAGS_LONG] & ~(_HF_CS64 | _HF_CS32)) | mode
         elif segment == SS:
             mode = _HF_SS32 if attributes & _ATTRIBUTE_BIG else 0
-            self.longs[_HFLAGS // 4] = (self.longs[_HFLAGS // 4] & ~_HF_SS32) | mode
+            longs[_HFLAGS_LONG] = (longs[_HFLAGS_LONG] & ~_HF_SS32) | mode
 
     def set_descriptor_tables(self, gdt_base: int, gdt_limit: int, ldt_base: int, ldt_limit: int) -> None:
         self.regs[_GDT // 8 + 1] = gdt_base
@@ -449,7 +451,7 @@ class UnicornEngine:
         cpu.load_segment(SS, 0x2B, 0, 0xFFFFFFFF, _DATA)
         for segment in (ES, 3, FS, GS):
             cpu.load_segment(segment, 0, 0, 0, 0)
-        cpu.longs[_HFLAGS // 4] |= 3 | _HF_LMA | _HF_OSFXSR | _HF_IOBPT
+        cpu.longs[_HFLAGS_LONG] |= 3 | _HF_LMA | _HF_OSFXSR | _HF_IOBPT
         cpu.flags = IF
         return bytes(cpu.regs.cast("B"))
 
@@ -844,7 +846,7 @@ class UnicornEngine:
         loops, cpu = self._hot_loops, self._current
         if self._breakpoints.armed or self._words[_EFLAGS_WORD] & _TF_RF or self._stopping.value:
             return
-        if loops is None or cpu is None or not self._longs[_HFLAGS // 4] & _HF_CS64:
+        if loops is None or cpu is None or not self._longs[_HFLAGS_LONG] & _HF_CS64:
             return
         try:
             self._goes_on_at = loops.run(address, self._cr3.value, cpu, self._stopping)

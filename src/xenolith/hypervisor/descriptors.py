@@ -7,7 +7,8 @@ have the type "segment descriptors" and exclude writable mappings.
 
 from __future__ import annotations
 
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -78,6 +79,28 @@ def is_code(descriptor: int) -> bool:
 def is_writable_data(descriptor: int) -> bool:
     """Present, and a data segment that CPL 3 may write."""
     return descriptor >> 40 & 0xFA == 0xF2
+
+
+class Segment(NamedTuple):
+    """What a descriptor says: whether CPL 3 may run or write it, its base, limit and attributes."""
+
+    is_code: bool
+    is_writable_data: bool
+    base: int
+    limit: int
+    attributes: int
+
+
+@lru_cache(maxsize=256)
+def segment_of(descriptor: int) -> Segment:
+    """A descriptor taken apart. The few that a guest uses are loaded at each return to its users."""
+    return Segment(
+        is_code(descriptor),
+        is_writable_data(descriptor),
+        base_of(descriptor),
+        limit_of(descriptor),
+        attributes_of(descriptor),
+    )
 
 
 def check_descriptor(descriptor: int) -> int:
@@ -271,6 +294,8 @@ class DescriptorTables:
     def lookup(self, vcpu: Vcpu, selector: int) -> int:
         """The descriptor that a selector names, 0 where there is none."""
         index = (selector & 0xFFFF) >> 3
+        if not selector & 4 and index >> 9 < len(vcpu.gdt_mfns):
+            return self._words[(vcpu.gdt_mfns[index >> 9] << 9) + (index & 511)]
         at = self._l1_slot(vcpu) + (16 if selector & 4 else 0) + (index >> 9)
         if selector & 4 and not self._in_ldt(vcpu, index):
             return 0

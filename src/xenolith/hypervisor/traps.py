@@ -52,10 +52,7 @@ from xenolith.hypervisor.descriptors import (
     XEN_CS64,
     XEN_SS,
     attributes_of,
-    base_of,
-    is_code,
-    is_writable_data,
-    limit_of,
+    segment_of,
 )
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START
@@ -341,21 +338,21 @@ class Traps:
         if code == XEN_CS64 and cpu.selector(CS) == code:
             pass
         else:
-            descriptor = lookup(vcpu, code)
-            if not is_code(descriptor):
+            segment = segment_of(lookup(vcpu, code))
+            if not segment.is_code:
                 self.inject(vcpu, GENERAL_PROTECTION, code & 0xFFFC)
                 return
-            cpu.load_segment(CS, code, 0, limit_of(descriptor), attributes_of(descriptor))
+            cpu.load_segment(CS, code, 0, segment.limit, segment.attributes)
         if stack == cpu.selector(SS):
             return
         if stack == 3:
             cpu.load_segment(SS, stack, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
             return
-        descriptor = lookup(vcpu, stack)
-        if not is_writable_data(descriptor):
+        segment = segment_of(lookup(vcpu, stack))
+        if not segment.is_writable_data:
             self.inject(vcpu, GENERAL_PROTECTION, stack & 0xFFFC)
             return
-        cpu.load_segment(SS, stack, base_of(descriptor), limit_of(descriptor), attributes_of(descriptor))
+        cpu.load_segment(SS, stack, segment.base, segment.limit, segment.attributes)
 
     # -- exceptions ---------------------------------------------------------------------------------------------------
 
