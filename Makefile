@@ -8,13 +8,14 @@ TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-c
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test lint bench docs guests clean
+.PHONY: help install run test lint bench bench-plots docs guests clean
 
 help:
 	@echo 'make run      boot a machine; this terminal is its console (Ctrl-] leaves it). More options: make run ARGS="--memory 1GiB"'
 	@echo 'make test     run every check: ruff, mypy, pytest (ENGINE=kvm: all guests of the tests on that engine)'
 	@echo 'make lint     the checks without pytest'
 	@echo 'make bench    measure Xenolith against QEMU and Xen (needs qemu-system-x86)'
+	@echo 'make bench-plots  measure how boot time and memory grow, and plot it in docs/plots (a quarter of an hour)'
 	@echo 'make docs     write the generated documents anew'
 	@echo 'make guests   write docs/guests.md anew, from the tests that boot guests (minutes)'
 	@echo 'make install  install into .venv only'
@@ -35,6 +36,9 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/compiled
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-plots: $(VENV)/compiled
+	@$(BIN)/python -m benchmarks.growth $(ARGS)
 
 docs: $(VENV)/installed
 	@$(BIN)/python -m tools.abi_coverage docs/abi-coverage.md

@@ -22,7 +22,7 @@ _KIB_MIB = 1024
 MEMORY = Metric("our own memory for each", "MiB")
 FIRST = Metric("of the first tenth: time for each", "s")
 LAST = Metric("of the last tenth: time for each", "s")
-_ALL = Metric("until all are there: time for each", "s")
+ALL = Metric("until all are there: time for each", "s")
 _PROCESSOR = Metric("processor time for each", "s")
 _LIMIT_MIB = 5
 
@@ -30,7 +30,7 @@ _LIMIT_MIB = 5
 def run(runs: int) -> Report:
     """Fills a machine `runs` times with guests of each kind."""
     question = f"What do {TINY_COUNT} tiny guests and {LINUX_COUNT} Linux guests in one machine cost?"
-    report = Report("many", question, (MEMORY, FIRST, LAST, _ALL, _PROCESSOR))
+    report = Report("many", question, (MEMORY, FIRST, LAST, ALL, _PROCESSOR))
     alternate(report, (Contender(TINY, tiny_guests), Contender(LINUX, linux_guests)), runs)
     for kind in (TINY, LINUX):
         mark = f"our own memory for each of the {kind}, MiB"
@@ -84,6 +84,6 @@ def _fill(
         MEMORY.name: (peak - alone) / count / _KIB_MIB,
         FIRST.name: (times[part] - times[0]) / part,
         LAST.name: (times[-1] - times[-1 - part]) / part,
-        _ALL.name: spent / count,
+        ALL.name: spent / count,
         _PROCESSOR.name: (host.processor_seconds() - worked) / count,
     }

@@ -98,6 +98,9 @@ def test_what_users_get_wrong(machine: Background, kernel: Kernel, tmp_path: Pat
     assert "there is no preset" in machine.refused("boot", "--preset", "spilt", "--name", "other")
     assert "no machine 'other' runs" in machine.refused("list", "-M", "other")
     assert "cannot be the name" in machine.refused("list", "-M", "../x")
+    assert "cannot have weight 65536" in machine.refused("sched-credit2", "-d", "twin", "-w", "65536")
+    assert "cannot be given capabilities" in machine.refused(*hello, "--name", "x", 'capabilities=["control"]')
+    assert "that the machine does not have" in machine.refused(*hello, "--name", "x", "cpus=7")
     missing = machine.refused(*hello, "--name", "x", "--disk", f"{tmp_path}/nothing.img,raw,xvda,rw")
     assert "nothing.img" in missing
     assert machine.json("info")["free_memory_mib"] == free

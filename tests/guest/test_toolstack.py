@@ -123,6 +123,18 @@ def test_what_becomes_of_a_guest_that_has_stopped(
     assert not machine.toolstack.guests
 
 
+def test_the_log_says_why_a_guest_is_gone(
+    machine: TestMachine, image: TestImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(machine._machine, "log", told.append)
+    for reason in (0, 3):
+        guest = create(machine, config(image, "gone"))
+        machine.hv.shutdown(machine.hv.domains[guest.domid], reason)
+        settle(machine)
+    assert told == [f"gone (domain {guest.domid}) has crashed; 'xenolith dmesg' may say more"]
+
+
 def test_a_guest_is_started_again_under_its_name(
     machine: TestMachine, image: TestImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ _ACTIONS: Final = {
     SHUTDOWN_watchdog: "on_watchdog",
     SHUTDOWN_soft_reset: "on_soft_reset",
 }
+_FAILURES: Final = {SHUTDOWN_crash: "has crashed", SHUTDOWN_watchdog: "was stopped by its watchdog"}
 Progress = Callable[[str, float], None]
 
 
@@ -95,7 +96,7 @@ class Toolstack:
         self._builder = Builder(context.kernel)
         kept = [value for name, value in context.kernel.kept.items() if name.startswith(_KEPT)]
         self.guests: dict[int, Guest] = {guest.domid: guest for guest in map(pickle.loads, kept)}
-        self.ended: Callable[[Guest, DomainInfo], None] = lambda guest, info: None
+        self.ended: Callable[[Guest, DomainInfo], None] = self._log_end
 
     async def start(self) -> None:
         for guest in list(self.guests.values()):
@@ -307,6 +308,11 @@ class Toolstack:
                 guest.acted = True
                 self.ended(guest, info)
                 self._context.tasks.spawn(self._see_to(guest, info.shutdown_reason))
+
+    def _log_end(self, guest: Guest, info: DomainInfo) -> None:
+        how = _FAILURES.get(info.shutdown_reason or 0)
+        if how is not None:
+            self._context.log(f"{guest.name} (domain {guest.domid}) {how}; 'xenolith dmesg' may say more")
 
     async def _see_to(self, guest: Guest, reason: int) -> None:
         """Do what the guest's description says of its end."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _MIB: Final = 1 << 20
 _LOG_BYTES: Final = 1 << 20
+_MOST_WEIGHT: Final = 65535
+_MOST_CAP: Final = 100
+"""Of what a machine with one processor has."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TOLD: Final = ("create", "start", "shutdown", "crash", "destroy", "service", "refused", "bug", "unimplemented")
 _REASONS: Final = {0: "poweroff", 1: "reboot", 2: "suspend", 3: "crash", 4: "watchdog", 5: "soft reset"}
@@ -178,6 +181,11 @@ class Verbs:
 
     async def create(self, conversation: Conversation, arguments: Message) -> Any:
         config: GuestConfig = pickle.loads(base64.b64decode(arguments["config"]))
+        if config.capabilities:
+            raise UserError(
+                f"{config.name} cannot be given capabilities by 'xenolith create'",
+                "describe it among the domains that are there at power-on",
+            )
         guest = await self._toolstack.create(
             config,
             paused=bool(arguments.get("paused")),
@@ -251,12 +259,12 @@ class Verbs:
         weight, cap = control.scheduling(guest.domid)
         weight = weight if arguments.get("weight") is None else int(arguments["weight"])
         cap = cap if arguments.get("cap") is None else int(arguments["cap"])
-        try:
-            control.set_scheduling(guest.domid, weight, cap)
-        except (XenError, OverflowError, ValueError):
+        if not (1 <= weight <= _MOST_WEIGHT and 0 <= cap <= _MOST_CAP):
             raise UserError(
-                f"{guest.name} cannot have weight {weight} and cap {cap}", "a weight is 1 to 65535, a cap 0 to 100"
-            ) from None
+                f"{guest.name} cannot have weight {weight} and cap {cap}",
+                f"a weight is 1 to {_MOST_WEIGHT}, a cap 0 to {_MOST_CAP}",
+            )
+        control.set_scheduling(guest.domid, weight, cap)
 
     # -- consoles -----------------------------------------------------------------------------------------------------
 
