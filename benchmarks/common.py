@@ -157,10 +157,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def text(report: Report) -> str:
-    """The report for a reader: medians, spread and advantages by metric, then the marks and what was missing."""
+    """The report for a reader: medians, spread and advantages by contender, then the marks and what was missing."""
     contenders = list(dict.fromkeys(name for by in report.samples.values() for name in by))
-    heading = ["median [lowest, highest]", *contenders, *(f"{ours} : {theirs}" for ours, theirs in report.comparisons)]
-    rows = [heading] + [_row(report, metric, contenders) for metric in report.metrics]
+    rows = [["median [lowest, highest]", *(f"{metric.name} ({metric.unit})" for metric in report.metrics)]]
+    rows += [_row(report, name) for name in contenders]
+    rows += [_ratios(report, ours, theirs) for ours, theirs in report.comparisons]
     lines = [f"{report.name}: {report.question}", "", table(rows) if contenders else "(nothing was measured)", ""]
     lines += [mark_line(mark) for mark in report.marks]
     lines += [f"missing: {name}: {reason}" for name, reason in report.missing.items()]
@@ -185,13 +186,14 @@ def save(path: Path, host: Mapping[str, Any], reports: Sequence[Report]) -> None
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _row(report: Report, metric: Metric, contenders: Sequence[str]) -> list[str]:
-    cells = [f"{metric.name} ({metric.unit})"]
-    cells += [_spread(report.samples.get(metric.name, {}).get(name, [])) for name in contenders]
-    for ours, theirs in report.comparisons:
-        advantage = report.advantage(metric.name, ours, theirs)
-        cells.append("-" if advantage is None else f"{advantage:.2f} x")
-    return cells
+def _row(report: Report, contender: str) -> list[str]:
+    samples = (report.samples.get(metric.name, {}).get(contender, []) for metric in report.metrics)
+    return [contender, *(_spread(values) for values in samples)]
+
+
+def _ratios(report: Report, ours: str, theirs: str) -> list[str]:
+    advantages = (report.advantage(metric.name, ours, theirs) for metric in report.metrics)
+    return [f"{ours} : {theirs}", *("-" if ratio is None else f"{ratio:.2f} x" for ratio in advantages)]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,16 +1,21 @@
-"""How fast a guest's system calls, processes, faults and arithmetic are, timed from outside the guest."""
+"""How fast a guest's system calls, processes, faults and arithmetic are on each engine, timed from outside the guest.
+
+The same program on the host itself tells what of the processor's speed is left for arithmetic.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks import console, peer
-from benchmarks.common import Contender, Metric, Report, alternate
+from benchmarks.boot_control_domain import best
+from benchmarks.common import Contender, Mark, Metric, Report, alternate
 from benchmarks.console import Line, RunFailed
-from benchmarks.programs import rates_ramdisk
+from benchmarks.programs import rates_program, rates_ramdisk
 
 _SECONDS = 300
-_CONTROL_DOMAIN = f"{peer.XENOLITH} dom0"
+_HOST = "the host itself"
+_NATIVE_SHARE = 0.9
 _BEGIN = "RATES begin "
 _END = "RATES end "
 
@@ -25,17 +30,31 @@ NAMES = tuple(metric.name for metric in METRICS)
 
 
 def run(runs: int) -> Report:
-    """Runs guest/rates.c in Xenolith's control domain and guest, in the peer's control domain and in bare QEMU."""
-    comparisons = ((_CONTROL_DOMAIN, peer.XEN), (peer.XENOLITH, peer.QEMU))
+    """Runs guest/rates.c in Xenolith's guest and control domain, in the peer's, in bare QEMU, and natively."""
+    ours = tuple(peer.on(engine, "boot") for engine in peer.ENGINES)
+    comparisons = (*((mine, peer.XEN) for mine in ours), *((peer.on(engine), peer.QEMU) for engine in peer.ENGINES))
     report = Report("guest_rates", "How fast is work inside a guest?", METRICS, comparisons)
     contenders = (
-        Contender(peer.XENOLITH, lambda: measured(peer.xenolith_linux("run", rates_ramdisk()))),
-        Contender(_CONTROL_DOMAIN, lambda: measured(peer.xenolith_linux("boot", rates_ramdisk()))),
+        *(
+            Contender(peer.on(engine, verb), lambda engine=engine, verb=verb: _xenolith(engine, verb))
+            for verb in ("run", "boot")
+            for engine in peer.ENGINES
+        ),
         Contender(peer.XEN, lambda: measured(peer.xen_command(rates_ramdisk())), is_peer=True),
         Contender(peer.QEMU, lambda: measured(peer.qemu_command(rates_ramdisk())), is_peer=True),
+        Contender(_HOST, lambda: measured([str(rates_program())]), is_peer=True),
     )
     alternate(report, contenders, runs)
+    for metric in METRICS[:-1]:
+        advantage = best(report, metric.name, ours, peer.XEN)
+        report.marks.append(Mark(f"{metric.name}, times QEMU + Xen's rate", advantage, 1.0, at_least=True))
+    share = report.advantage(METRICS[-1].name, peer.on("kvm"), _HOST)
+    report.marks.append(Mark("arithmetic on KVM, share of the host's", share, _NATIVE_SHARE, at_least=True))
     return report
+
+
+def _xenolith(engine: str, verb: str) -> Mapping[str, float]:
+    return measured(peer.xenolith_linux(verb, rates_ramdisk(), "", *peer.engine_options(engine)))
 
 
 def measured(command: list[str]) -> Mapping[str, float]:

@@ -19,10 +19,17 @@ from pathlib import Path
 
 import xenolith
 from benchmarks.common import Unavailable
+from xenolith.cpu.choose import create_engine
+from xenolith.errors import UserError
+from xenolith.loader import bzimage
+from xenolith.loader.payload import compression, decompress
+from xenolith.machine.ram import Ram
 
 XEN = "QEMU + Xen 4.17"
 QEMU = "QEMU alone"
+QEMU_UNPACKED = "QEMU alone, unpacked kernel"
 XENOLITH = "xenolith"
+ENGINES = ("unicorn", "kvm")
 
 MEMORY_MIB = 512
 XEN_PACKAGE = "xen-hypervisor-4.17-amd64"
@@ -95,6 +102,31 @@ def xenolith_command(verb: str, *arguments: str) -> list[str]:
         raise Unavailable("the xenolith command is not installed; run `make` first")
     _compile_modules()
     return [str(command), verb, *arguments]
+
+
+def on(engine: str, verb: str = "run") -> str:
+    """What a contender is called that runs on one engine, as guest or as control domain."""
+    return f"{XENOLITH} {engine}{' dom0' if verb == 'boot' else ''}"
+
+
+def engine_options(engine: str) -> list[str]:
+    """Options for one engine; raises Unavailable where it cannot be used."""
+    try:
+        create_engine(engine, Ram(1 << 20))
+    except UserError as reason:
+        raise Unavailable(reason.message) from None
+    return ["--engine", engine]
+
+
+@cache
+def unpacked_kernel() -> Path:
+    """The kernel that is in the compressed one, as an ELF file."""
+    data = memoryview(files().kernel.read_bytes())
+    payload = bzimage.parse(data).payload
+    form = compression(payload)
+    unpacked = _cache_directory() / f"{files().kernel.name}.elf"
+    unpacked.write_bytes(payload if form is None else decompress(payload, form))
+    return unpacked
 
 
 def xenolith_linux(verb: str, ramdisk: Path, cmdline: str = "", *arguments: str) -> list[str]:

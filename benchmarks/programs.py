@@ -43,11 +43,18 @@ def ready_ramdisk() -> Path:
 
 
 @cache
-def rates_ramdisk() -> Path:
-    """A ramdisk whose init runs guest/rates.c, and powers off; raises Unavailable without a C compiler."""
+def rates_program() -> Path:
+    """guest/rates.c as a program; raises Unavailable without a C compiler."""
     program = directory() / "rates"
     _build("cc", "-O2", "-static", "-o", str(program), str(_SOURCES / "rates.c"))
-    return _written("rates.cpio", busybox_ramdisk(files().busybox, _RATES_INIT, {"/rates": program.read_bytes()}))
+    return program
+
+
+@cache
+def rates_ramdisk() -> Path:
+    """A ramdisk whose init runs guest/rates.c, and powers off."""
+    program = rates_program().read_bytes()
+    return _written("rates.cpio", busybox_ramdisk(files().busybox, _RATES_INIT, {"/rates": program}))
 
 
 def hello_kernel() -> Path:
