@@ -107,17 +107,25 @@ class HotLoops:
     def _compile(self, address: int, root: int) -> None:
         from xenolith.cpu.loop_compiler import CODE_AT, compile_loop, pages
 
-        page = self._make_page(bytes(CODE_AT))
+        try:
+            page = self._make_page(bytes(CODE_AT))
+        except OSError:  # the host is out of memory, or of mappings
+            self._refuse(address)
+            return
         loop = compile_loop(address, lambda at: self._decode(root, at), _address_of(page))
         if loop is None or CODE_AT + len(loop.code) > len(page):
-            if len(self._refused) >= _MOST_REFUSED:
-                self._refused.clear()
-            self._refused.add(address)
+            self._refuse(address)
             return
         spans = [(at, self._read(root, at, size)) for at, size in pages(loop.spans)]
         while len(self._loops) >= _MOST_LOOPS:
             self._give_up(next(iter(self._loops.values())))
         self._loops[address] = _Ready(loop, page, spans, self._watch(address, self._translate(root, address)))
+
+    def _refuse(self, address: int) -> None:
+        """Look at this place no more, for a while."""
+        if len(self._refused) >= _MOST_REFUSED:
+            self._refused.clear()
+        self._refused.add(address)
 
     def _decode(self, root: int, address: int) -> Instruction | None:
         from iced_x86 import Decoder
@@ -195,7 +203,7 @@ class HotLoops:
         while self._worthless:
             loop = self._worthless.pop()
             if self._loops.get(loop.head) is loop:
-                self._refused.add(loop.head)
+                self._refuse(loop.head)
                 self._give_up(loop)
 
     def _give_up(self, loop: _Ready) -> None:

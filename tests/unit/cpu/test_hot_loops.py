@@ -248,6 +248,39 @@ def test_without_executable_pages_there_are_none(monkeypatch: pytest.MonkeyPatch
     assert bench.run(COUNT, rax=0, rcx=1000) == [("syscall",)]
 
 
+def test_a_host_that_gives_no_more_pages_is_no_reason_to_fail(hot: Counted) -> None:
+    def refuse(code: bytes) -> mmap.mmap:
+        raise OSError
+
+    hot.loops._make_page = refuse
+    hot.heat(COUNT)
+    assert hot.loops.heads == []
+    assert hot.run(rax=0, rcx=1000) == [("syscall",)]
+
+
+def test_a_loop_that_crosses_a_page(hot: Counted) -> None:
+    """inc rax lies over the end of the page of code, and the rest of the loop in the next one."""
+    hot.map(DATA, DATA | 0x25)
+    hot.engine.flush_all()
+    hot.put("e9f80f0000")  # jmp 0x8ffd
+    hot.put("9048ffc0 4839c8 75f8" + SYSCALL, CODE + 0xFFD)
+    hot.engine.invalidate_code(CODE, 2 * 4096)
+    assert hot.run(rax=0, rcx=5) == [("syscall",)]
+    hot.heat("", CODE + 0xFFE)
+    assert hot.loops.heads == [CODE + 0xFFE]
+    assert hot.run(rax=0, rcx=MANY) == [("syscall",)]
+    assert hot["rax"] == MANY
+    assert sum(hot.iterations) > MANY - 10
+
+
+def test_the_oldest_of_many_loops_makes_room(hot: Counted) -> None:
+    for at in range(hot_loops._MOST_LOOPS + 1):
+        hot.put(COUNT, CODE + 16 * at)
+    for at in range(hot_loops._MOST_LOOPS + 1):
+        hot.heat("", CODE + 16 * at)
+    assert hot.loops.heads == [CODE + 16 * at for at in range(1, hot_loops._MOST_LOOPS + 1)]
+
+
 # -- the same as the emulator ----------------------------------------------------------------------------------------
 
 PIECES = (
