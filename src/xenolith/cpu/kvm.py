@@ -15,6 +15,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import platform
 import signal
 import threading
 import weakref
@@ -65,6 +66,7 @@ from xenolith.errors import UserError
 from xenolith.machine.ram import PAGE_SIZE, Ram
 
 _DEVICE: Final = "/dev/kvm"
+_INSTEAD: Final = "use --engine unicorn"
 _TOP: Final = 1 << 40
 """Physical addresses that a machine has, where the host's processor has as many."""
 _PROCESSORS: Final = 1024
@@ -153,7 +155,7 @@ class KvmEngine:
         try:
             found = proof.find()
         except (Unproven, OSError) as reason:
-            raise UserError(f"this host's KVM cannot run PV guests: {reason}", "use --engine unicorn") from None
+            raise UserError(f"this host's KVM cannot run PV guests: {reason}", _INSTEAD) from None
         finally:
             proof.clear()
         self.shadows_tables, self.first_slot, self.lacks, self.exit_ns = found
@@ -197,7 +199,7 @@ class KvmEngine:
             (abi.MSR_SYSENTER_EIP, pages.sysenter),
         ):
             if not abi.set_msr(fd, number, value):
-                raise UserError(f"KVM refuses a value for register {number:#x}", "use --engine unicorn")
+                raise UserError(f"KVM refuses a value for register {number:#x}", _INSTEAD)
         abi.set_msr(fd, abi.MSR_MISC_FEATURES_ENABLES, abi.MISC_CPUID_FAULT)
 
     def set_modes(self, cpu: KvmCpu) -> None:
@@ -491,16 +493,18 @@ def _share_tsc(vcpu: int) -> None:
 
 def _open() -> int:
     """/dev/kvm, if it can do what is needed. Raises UserError."""
+    if platform.machine() != "x86_64":
+        raise UserError(f"KVM runs x86-64 guests on x86-64 hosts, and this is {platform.machine()}", _INSTEAD)
     try:
         kvm = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"{_DEVICE} cannot be opened: {error.strerror}", "use --engine unicorn") from None
+        raise UserError(f"{_DEVICE} cannot be opened: {error.strerror}", _INSTEAD) from None
     lacking = abi.request(kvm, abi.CHECK_EXTENSION, abi.CAP_SYNC_REGS) & 3 != 3 or not abi.request(
         kvm, abi.CHECK_EXTENSION, abi.CAP_IMMEDIATE_EXIT
     )
     if abi.request(kvm, abi.GET_API_VERSION) != abi.API_VERSION or lacking:
         os.close(kvm)
-        raise UserError("this host's KVM is too old (Linux 4.17 or newer is needed)", "use --engine unicorn")
+        raise UserError("this host's KVM is too old (Linux 4.17 or newer is needed)", _INSTEAD)
     return kvm
 
 

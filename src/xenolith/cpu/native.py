@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 from functools import cache
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ mov [r8+12], edx; pop rbx; ret"""
 
 
 def page_of_code(code: bytes) -> mmap.mmap:
-    """An executable page that holds native code. Raises OSError where that is not allowed."""
+    """An executable page that holds native code. OSError or NotImplementedError where that is not possible."""
+    if platform.machine() != "x86_64":
+        raise NotImplementedError
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page[: len(code)] = code
     return page

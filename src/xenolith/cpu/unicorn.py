@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import mmap
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +17,7 @@ from typing import Any, Final
 from xenolith.cpu.breakpoints import Breakpoints
 from xenolith.cpu.engine import Cpu, ExitHandler
 from xenolith.cpu.hot_loops import HotLoops
+from xenolith.cpu.native import page_of_code
 from xenolith.cpu.registers import (
     CR0_AM,
     CR0_ET,
@@ -327,7 +326,7 @@ class UnicornEngine:
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
         self._breakpoints = Breakpoints(
-            self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS_WORD, self.debug_word, _page_of_code
+            self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS_WORD, self.debug_word, page_of_code
         )
         self._current: UnicornCpu | None = None
         self._handler: ExitHandler | None = None
@@ -350,7 +349,7 @@ class UnicornEngine:
         self._stepped_syscall = False
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         if self.preemptible and _executable_pages():
-            self._hot_loops = HotLoops(ram, self._mapped[:], _page_of_code, self._watch_block, self._unwatch_block)
+            self._hot_loops = HotLoops(ram, self._mapped[:], page_of_code, self._watch_block, self._unwatch_block)
             self._on_watched_block = _ON_BLOCK(self._enter_loop)
 
     @property
@@ -874,7 +873,7 @@ class UnicornEngine:
             ctypes.cast(self._lib.cpu_exit, ctypes.c_void_p).value or 0,
         )
         try:
-            page = _page_of_code(_COUNT_BLOCK) if self.preemptible else None
+            page = page_of_code(_COUNT_BLOCK) if self.preemptible else None
         except (OSError, NotImplementedError):
             page = None
         if page is None:
@@ -941,16 +940,7 @@ class UnicornEngine:
 def _executable_pages() -> bool:
     """Whether native code can be made."""
     try:
-        _page_of_code(b"").close()
+        page_of_code(b"").close()
     except (OSError, NotImplementedError):
         return False
     return True
-
-
-def _page_of_code(code: bytes) -> mmap.mmap:
-    """An executable page that holds native code. OSError or NotImplementedError where that is not possible."""
-    if platform.machine() != "x86_64":
-        raise NotImplementedError
-    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page[: len(code)] = code
-    return page

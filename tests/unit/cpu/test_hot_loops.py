@@ -242,7 +242,7 @@ def test_without_executable_pages_there_are_none(monkeypatch: pytest.MonkeyPatch
     def refuse(code: bytes) -> mmap.mmap:
         raise OSError
 
-    monkeypatch.setattr(unicorn, "_page_of_code", refuse)
+    monkeypatch.setattr(unicorn, "page_of_code", refuse)
     bench = Bench()
     assert not bench.engine.runs_loops
     assert bench.run(COUNT, rax=0, rcx=1000) == [("syscall",)]

@@ -202,6 +202,12 @@ def test_without_kvm_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         KvmEngine(Ram(1 << 20))
 
 
+def test_another_architecture_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(UserError, match="this is aarch64"):
+        KvmEngine(Ram(1 << 20))
+
+
 def test_kvm_cannot_count_work(bench: Bench) -> None:
     with pytest.raises(UserError, match="cannot count"):
         bench.engine.count_work()

@@ -191,7 +191,7 @@ def working(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError
 
     if request.param == "python":
-        monkeypatch.setattr(unicorn, "_page_of_code", refuse)
+        monkeypatch.setattr(unicorn, "page_of_code", refuse)
     return Bench(work=True)
 
 
