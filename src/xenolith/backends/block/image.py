@@ -30,6 +30,9 @@ class Image(Protocol):
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers, all of them, from `offset` on."""
 
+    def readv_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """The same without waiting for anything; False, with whatever in the buffers, where that cannot be."""
+
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write the buffers from `offset` on. It may stay in caches until `flush`."""
 
@@ -56,6 +59,9 @@ class NoMedium:
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         raise OSError(ENOMEDIUM, "there is no medium")
+
+    def readv_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return False
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         raise OSError(ENOMEDIUM, "there is no medium")

@@ -69,6 +69,14 @@ class HostFile:
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         _transfer(os.preadv, self._fd, offset, buffers)
 
+    def readv_cached(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """Fill the buffers with what the host has in memory, without blocking; False if that is not all of it."""
+        try:
+            done = os.preadv(self._fd, buffers[:_IOV_MAX], offset, os.RWF_NOWAIT)
+        except OSError:
+            return False
+        return done == sum(map(len, buffers))
+
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         _transfer(os.pwritev, self._fd, offset, buffers)
 

@@ -87,6 +87,9 @@ class NbdImage:
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._command(_READ, offset, sum(map(len, buffers)), into=buffers)
 
+    def readv_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return False
+
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._command(_WRITE, offset, sum(map(len, buffers)), data=buffers)
 

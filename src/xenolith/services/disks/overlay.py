@@ -161,6 +161,9 @@ class Overlay:
             else:
                 self._base.readv(start, part)
 
+    def readv_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return False
+
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         length = sum(map(len, buffers))
         if all(present for present, *_ in self._runs(offset, length)):

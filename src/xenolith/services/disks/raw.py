@@ -25,6 +25,9 @@ class RawImage:
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._file.readv(offset, buffers)
 
+    def readv_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return self._file.readv_cached(offset, buffers)
+
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._file.writev(offset, buffers)
 

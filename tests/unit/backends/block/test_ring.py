@@ -41,6 +41,7 @@ class Watched:
         self.calls: list[tuple[str, int, int]] = []
         self.fails: set[int] = set()
         self.errno = EIO
+        self.in_memory = False
         self.readonly = image.readonly
         self.physical_sector_size = image.physical_sector_size
         self.discard_granularity = image.discard_granularity
@@ -54,6 +55,12 @@ class Watched:
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._note("read", offset, sum(map(len, buffers)))
         self._image.readv(offset, buffers)
+
+    def readv_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        if self.in_memory:
+            self._note("read at once", offset, sum(map(len, buffers)))
+            self._image.readv(offset, buffers)
+        return self.in_memory
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._note("write", offset, sum(map(len, buffers)))
@@ -104,6 +111,21 @@ def test_what_is_written_is_read_again(front: Frontend, path: Path) -> None:
     assert front.answers() == [(1, BLKIF_OP_WRITE, BLKIF_RSP_OKAY), (2, BLKIF_OP_READ, BLKIF_RSP_OKAY)]
     assert path.read_bytes()[16 * 512 : 24 * 512] == content
     assert front.grants.pages[target] == bytes(1024) + content[512:2048] + bytes(4096 - 2560)
+    assert front.grants.mapped == 0
+
+
+def test_what_the_host_has_in_memory_is_read_without_a_thread(front: Frontend, image: Watched, path: Path) -> None:
+    image.in_memory = True
+    first, second, third = (front.grants.page() for _ in range(3))
+    front.access(BLKIF_OP_READ, 0, [(first, 0, 7)], ident=1)
+    front.access(BLKIF_OP_READ, 8, [(second, 0, 7)], ident=2)
+    front.access(BLKIF_OP_READ, 80, [(third, 1, 1)], ident=3)
+    front.ring.service()
+    assert front.answers() == [(ident, BLKIF_OP_READ, BLKIF_RSP_OKAY) for ident in (1, 2, 3)]
+    assert image.calls == [("read at once", 0, 16), ("read at once", 80, 1)]
+    content = path.read_bytes()
+    assert front.grants.pages[first] + front.grants.pages[second] == content[:8192]
+    assert front.grants.pages[third][512:1024] == content[80 * 512 : 81 * 512]
     assert front.grants.mapped == 0
 
 

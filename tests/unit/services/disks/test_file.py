@@ -45,6 +45,18 @@ def test_more_buffers_than_the_host_takes_at_once(tmp_path: Path) -> None:
     assert path.read_bytes()[512:][: len(content)] == content
 
 
+def test_only_what_is_in_memory_is_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"cached" * 2048)
+    file = HostFile.open(path, readonly=True)
+    first, second = views(bytes(4096), bytes(512))
+    if not file.readv_cached(6, [first, second]):
+        pytest.skip("this file system does not say what it has in memory")
+    assert bytes(first) + bytes(second) == (b"cached" * 2048)[6:4614]
+    assert not file.readv_cached(12288 - 512, [first])
+    assert not file.readv_cached(0, [memoryview(bytearray(8)) for _ in range(1200)])
+
+
 def test_a_file_that_became_shorter(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(8192))
