@@ -46,6 +46,8 @@ FLAG_SHARED: Final = 16
 
 _REFILL: Final = 512
 _WINDOW: Final = 1 << 16
+_SEARCHED_AT_ONCE: Final = 1 << 14
+"""Frames among which free runs are looked for, before the next ones are."""
 
 
 class FrameTable:
@@ -155,8 +157,13 @@ class FrameTable:
         """
         size = 1 << order
         limit = min(self.total, highest + 1) >> order
-        runs = (self.owners[: limit << order] == NOBODY).reshape(limit, size).all(axis=1)
-        starts = np.flatnonzero(runs)[-count:] << order
+        found = np.empty(0, np.int64)
+        while limit and len(found) < count:
+            low = max(0, limit - max(1, _SEARCHED_AT_ONCE >> order))
+            free = (self.owners[low << order : limit << order] == NOBODY).reshape(-1, size).all(axis=1)
+            found = np.concatenate((np.flatnonzero(free) + low, found))
+            limit = low
+        starts = found[-count:] << order
         if len(starts) < count:
             raise XenError(ENOMEM, f"no {count} free runs of {size} frames below {highest:#x}")
         self._own((starts[:, None] + np.arange(size)).reshape(-1), domid)
