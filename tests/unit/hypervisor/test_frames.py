@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -16,6 +16,7 @@ from tests.unit.hypervisor.support import Bench
 from xenolith.abi.errno import EINVAL, ENOMEM, XenError
 from xenolith.abi.memory import XenMemoryExchange
 from xenolith.abi.mmu import MMU_MACHPHYS_UPDATE, MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_PRESERVE_AD
+from xenolith.hypervisor import frames as frame_table
 from xenolith.hypervisor.domain import Domain
 from xenolith.hypervisor.frames import (
     FLAG_ALLOCATED,
@@ -38,6 +39,32 @@ def frames() -> FrameTable:
     table = FrameTable(Ram(1 << 20))
     table.add_ram(1, 255)
     return table
+
+
+@given(
+    taken=st.lists(st.integers(1, 255), max_size=60, unique=True),
+    order=st.integers(0, 5),
+    highest=st.integers(0, 300),
+    count=st.integers(1, 6),
+    window=st.sampled_from([1, 8, 64, 1 << 14]),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_runs_are_the_highest_free_ones(
+    monkeypatch: pytest.MonkeyPatch, taken: list[int], order: int, highest: int, count: int, window: int
+) -> None:
+    """However many frames are looked at together."""
+    monkeypatch.setattr(frame_table, "_SEARCHED_AT_ONCE", window)
+    table = FrameTable(Ram(1 << 20))
+    table.add_ram(1, 255)
+    table.owners[taken] = OTHER
+    size = 1 << order
+    end = min(256, highest + 1) // size * size
+    free = [at for at in range(0, end, size) if all(table.owner[mfn] == NOBODY for mfn in range(at, at + size))]
+    if len(free) < count:
+        with pytest.raises(XenError):
+            table.allocate_runs(ME, order, highest, count)
+    else:
+        assert table.allocate_runs(ME, order, highest, count).tolist() == free[-count:]
 
 
 # -- giving out --------------------------------------------------------------------------------------------------------
