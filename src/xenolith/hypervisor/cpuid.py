@@ -18,6 +18,7 @@ from xenolith.abi.x86_64 import (
     XEN_CPUID_SIGNATURE_EDX,
 )
 from xenolith.hypervisor import xstate
+from xenolith.hypervisor.timekeeping import tsc_scale
 
 if TYPE_CHECKING:
     from xenolith.cpu.engine import Engine
@@ -244,10 +245,12 @@ class CpuidPolicy:
 
     def _xen_time(self, subleaf: int) -> Leaf:
         """Features, mode, the guest's kHz, incarnation; offset, offset, scale to nanoseconds; the host's kHz."""
+        khz = self._engine.tsc_khz or TSC_KHZ
+        multiplier, shift = tsc_scale(khz)
         parts: tuple[Leaf, ...] = (
-            (_SAFE_TSC | _HAS_RDTSCP, 0, TSC_KHZ, self.domain.tsc_incarnation),
-            (0, 0, 1 << 31, 1),
-            (TSC_KHZ, 0, 0, 0),
+            (_SAFE_TSC | _HAS_RDTSCP, 0, khz, self.domain.tsc_incarnation),
+            (0, 0, multiplier, shift & 0xFF),
+            (khz, 0, 0, 0),
         )
         return parts[subleaf] if subleaf < len(parts) else NOTHING
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 NS_PER_S: Final = 1_000_000_000
+_READINGS: Final = 10
+_CLOSE_US: Final = 5
+_NEVER: Final = 1 << 63
 _WC_OFFSET: Final[int] = SharedInfo.wc_version.offset  # type: ignore[attr-defined]
 
 
@@ -43,17 +46,36 @@ class Timekeeping:
 
     def update_vcpu_time(self, vcpu: Vcpu) -> None:
         """Write the vCPU's clock record (struct vcpu_time_info); its version grows by two."""
-        now = self._hv.now_ns()
+        now, tsc = self._reading()
         at = (vcpu.info_maddr + INFO_TIME) >> 3
         words = self._hv.ram.words
         vcpu.time_version = (vcpu.time_version + 2) & 0xFFFF_FFFE
         words[at] = vcpu.time_version | 1
-        words[at + 1] = self._hv.tsc()
+        words[at + 1] = tsc
         words[at + 2] = now
         words[at + 3] = self._scale_word
         words[at] = vcpu.time_version
         if vcpu.time_area_vaddr:
             self._copy_vcpu_time(vcpu, at)
+
+    def _reading(self) -> tuple[int, int]:
+        """System time and the counter that guests read, of one moment.
+
+        Between two readings the host may let others run for milliseconds, by which a guest's time would jump. So they
+        are repeated until they lie close together.
+        """
+        hv = self._hv
+        if hv.engine.tsc_khz is None:
+            now = hv.now_ns()
+            return now, now
+        closest, reading = _NEVER, (0, 0)
+        for _ in range(_READINGS):
+            before, now, after = hv.tsc(), hv.now_ns(), hv.tsc()
+            if after - before < closest:
+                closest, reading = after - before, (now, (before + after) // 2)
+            if closest < hv.engine.tsc_khz * _CLOSE_US // 1000:
+                break
+        return reading
 
     def _copy_vcpu_time(self, vcpu: Vcpu, at: int) -> None:
         """Keep the guest's second record in step; one that is not mapped any more is left alone."""

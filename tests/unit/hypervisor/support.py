@@ -57,6 +57,9 @@ class Engine:
     def create_cpu(self) -> Cpu:
         return Cpu()
 
+    def read_tsc(self) -> int:
+        return 0
+
     def release_cpu(self, cpu: Cpu) -> None:
         self.calls.append(("release", cpu))
 

@@ -15,6 +15,7 @@ class FullProcessor:
 
     name = "unicorn"
     xcr0_mask = 0
+    tsc_khz: int | None = None
 
     def host_cpuid(self, leaf: int, subleaf: int) -> Leaf:
         return (ALL, ALL, ALL, ALL)
@@ -127,6 +128,16 @@ def test_xen_time_leaf_says_that_a_tick_is_a_nanosecond(full: CpuidPolicy) -> No
     assert (1_000_000_000 << shift) * multiplier >> 32 == 1_000_000_000
     assert full.query(0x4000_0003, 2)[0] == 1_000_000
     assert full.query(0x4000_0003, 3) == NOTHING
+
+
+def test_xen_time_leaf_says_how_fast_a_processors_own_counter_is() -> None:
+    processor = FullProcessor()
+    processor.tsc_khz = 2_596_144
+    fast = policy(processor)
+    assert fast.query(0x4000_0003, 0)[2] == fast.query(0x4000_0003, 2)[0] == 2_596_144
+    _, _, multiplier, shift = fast.query(0x4000_0003, 1)
+    assert shift == 0xFF
+    assert abs(((2_596_144_000 >> 1) * multiplier >> 32) - 1_000_000_000) < 10
 
 
 def test_hostile_subleaves_do_not_grow_the_cache(full: CpuidPolicy) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hypervisor.support import WALL_NS, Bench
+from tests.unit.hypervisor.support import WALL_NS, Bench, Engine
 from xenolith.abi.event_channel import VIRQ_TIMER
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.vcpu import (
@@ -20,6 +20,7 @@ from xenolith.abi.vcpu import (
 )
 from xenolith.abi.vm_assist import VMASST_TYPE_runstate_update_flag
 from xenolith.hypervisor.domain import Domain
+from xenolith.hypervisor.timekeeping import tsc_scale
 from xenolith.hypervisor.vcpu import INFO_TIME, Vcpu
 
 MS, S = 1_000_000, 1_000_000_000
@@ -192,3 +193,28 @@ def test_an_area_that_is_not_mapped_any_more_is_left_alone(hv: Bench) -> None:
         guest.vcpu.runstate.area_vaddr = guest.vcpu.time_area_vaddr = area
         hv.timekeeping.publish_runstate(guest.vcpu)
         hv.timekeeping.update_vcpu_time(guest.vcpu)
+
+
+# -- a processor's own counter ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("khz", [1_000_000, 2_596_144, 999_999, 1_800_000, 3_999_999, 400_000, 5_000_000])
+def test_ticks_become_nanoseconds(khz: int) -> None:
+    multiplier, shift = tsc_scale(khz)
+    assert 1 << 31 <= multiplier < 1 << 32
+    ticks = khz * 1000
+    shifted = ticks << shift if shift >= 0 else ticks >> -shift
+    assert abs((shifted * multiplier >> 32) - 1_000_000_000) < 10
+
+
+def test_a_record_holds_readings_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two readings the host may be busy with others for milliseconds; such a pair is not believed."""
+    monkeypatch.setattr(Engine, "tsc_khz", 1_000_000)
+    hv = Bench()
+    vcpu = hv.domain(1).vcpus[0]
+    counter = iter([0, 5_000_000, 5_000_100, 5_000_110])
+    monkeypatch.setattr(hv.engine, "read_tsc", lambda: next(counter), raising=False)
+    hv.timekeeping.update_vcpu_time(vcpu)
+    at = (vcpu.info_maddr + INFO_TIME) >> 3
+    assert hv.ram.words[at + 1] == 5_000_105
+    assert hv.ram.words[at + 2] == hv.clock.ns

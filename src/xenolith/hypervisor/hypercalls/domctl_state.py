@@ -27,7 +27,6 @@ from xenolith.abi.errno import EINVAL, ENOBUFS, EOPNOTSUPP, ESRCH, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_domctl
 from xenolith.abi.traps import CALLBACKTYPE_syscall32, CALLBACKTYPE_sysenter
 from xenolith.hypervisor import msr
-from xenolith.hypervisor.cpuid import TSC_KHZ
 from xenolith.hypervisor.descriptors import XEN_CS64
 from xenolith.hypervisor.hypercalls.domctl_vcpu import find_vcpu
 from xenolith.hypervisor.hypercalls.table import operation
@@ -136,7 +135,7 @@ def gettscinfo(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctl
     if domain is caller.domain:
         raise XenError(EINVAL, "a domain cannot do that to itself")
     argument.tsc_mode = 0
-    argument.gtsc_khz, argument.elapsed_nsec = TSC_KHZ, hv.now_ns()
+    argument.gtsc_khz, argument.elapsed_nsec = hv.tsc_khz, hv.now_ns()
     argument.incarnation = domain.tsc_incarnation
 
 
@@ -149,7 +148,7 @@ def settscinfo(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctl
     if domain is caller.domain or argument.tsc_mode > _LAST_TSC_MODE:
         raise XenError(EINVAL, f"mode {argument.tsc_mode} of the time stamp counter, or oneself")
     goes_on = argument.tsc_mode == _TSC_EMULATED and argument.elapsed_nsec
-    if argument.gtsc_khz not in (0, TSC_KHZ) or goes_on:
+    if argument.gtsc_khz not in (0, hv.tsc_khz) or goes_on:
         raise XenError(EOPNOTSUPP, f"a counter of {argument.gtsc_khz} kHz from {argument.elapsed_nsec} ns on")
     domain.tsc_incarnation = argument.incarnation + 1 & 0xFFFF_FFFF
     hv.forget_cpuid(domain)

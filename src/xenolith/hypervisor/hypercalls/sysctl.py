@@ -59,7 +59,7 @@ from xenolith.abi.sysctl import (
     XenSysctlSchedId,
     XenSysctlTbufOp,
 )
-from xenolith.hypervisor.cpuid import PHYSICAL_CPUS, TSC_KHZ
+from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.frames import NOBODY
 from xenolith.hypervisor.hypercalls.cpu_policy import featureset
@@ -177,7 +177,7 @@ def physinfo(hv: Hypervisor, caller: Vcpu, argument: XenSysctlPhysinfo) -> None:
     argument.threads_per_core = argument.cores_per_socket = 1
     argument.nr_cpus, argument.nr_nodes = PHYSICAL_CPUS, _NODES
     argument.max_cpu_id = argument.max_node_id = 0
-    argument.cpu_khz = TSC_KHZ
+    argument.cpu_khz = hv.tsc_khz
     argument.capabilities = XEN_SYSCTL_PHYSCAP_pv | XEN_SYSCTL_PHYSCAP_gnttab_v1 | XEN_SYSCTL_PHYSCAP_gnttab_v2
     argument.arch_capabilities = 0
     argument.total_pages = hv.frames.ram_frames
