@@ -445,7 +445,7 @@ class Hypervisor:
     def _bite(self) -> None:
         """Watchdogs whose time is over."""
         for domain in self.domains.values():
-            if any(dog and dog <= self.now_ns() for dog in domain.watchdogs):
+            if any(domain.watchdogs) and any(dog and dog <= self.now_ns() for dog in domain.watchdogs):
                 domain.watchdogs = [0, 0]
                 self.shutdown(domain, SHUTDOWN_watchdog)
 
