@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 SLICE_NS: Final = 10_000_000
-"""How long a vCPU runs while others want to, as long as credit2 lets it at most: each turn costs a look at all vCPUs, and
-the engine what it knows of addresses. One that wakes does not wait for its end."""
+"""How long a vCPU runs while others want to, as long as credit2 lets it at most: each turn costs a look at all vCPUs,
+and the engine what it knows of addresses. One that wakes does not wait for its end."""
 _SLEEPER_BONUS_NS: Final = 1_000_000
 """How far behind the others a vCPU that wakes may at most be."""
 _DEFAULT_WEIGHT: Final = 256
