@@ -78,7 +78,7 @@ class Bench:
         return _ROUNDS * _WORK_INSTRUCTIONS / seconds / 1e6
 
     def _run(self, code: bytes, exits: int) -> float:
-        """Run `code` until it has exited so often; the seconds of processor time that took, to which others do not add."""
+        """Run `code` until it has exited so often; the seconds of processor time that it took."""
         self._ram.bytes[_CODE : _CODE + len(code)] = code
         self.engine.invalidate_code(_CODE, 4096)
         registers = self._cpu.regs
