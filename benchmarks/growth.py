@@ -19,6 +19,7 @@ from benchmarks.programs import READY, ready_ramdisk
 _PLOTS = Path(__file__).parent.parent / "docs" / "plots"
 _SECONDS = 300
 _KIB_MIB = 1024
+_BOOT = "time to init, s"
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,19 @@ def _beside_another(filled: Callable[[int], Mapping[str, float]], guests: int) -
 
 
 SWEEPS = (
-    Sweep("memory", "memory of the guest, MiB", "to init, s", (128, 512, 1024, 2048, 4096), lambda mib: _boot(mib, 1)),
-    Sweep("vcpus", "vCPUs of the guest", "to init, s", (1, 2, 4, 8), lambda vcpus: _boot(512, vcpus)),
+    Sweep("memory", "memory of the guest, MiB", _BOOT, (128, 512, 1024, 2048, 4096), lambda mib: _boot(mib, 1)),
+    Sweep("vcpus", "vCPUs of the guest", _BOOT, (1, 2, 4, 8), lambda vcpus: _boot(512, vcpus)),
     Sweep(
         "linux-guests",
         "Linux guests that boot together, beside one",
-        "until all are up, s",
+        "time until all are up, s",
         (1, 5, 10, 20),
         lambda guests: _beside_another(many.linux_guests, guests),
     ),
     Sweep(
         "tiny-guests",
         "tiny guests, beside one",
-        "until all are there, s",
+        "time until all are there, s",
         (1, 50, 100, 150, 200),
         lambda guests: _beside_another(many.tiny_guests, guests),
     ),
@@ -98,10 +99,8 @@ def _run(sweep: Sweep, runs: int, directory: Path) -> None:
         [(value, statistics.median(sample[part] for sample in taken)) for value, taken in samples.items()]
         for part in (0, 1)
     ]
-    panels = [
-        Panel("time", sweep.label, sweep.time, medians[0]),
-        Panel("our own memory", sweep.label, "MiB", medians[1]),
-    ]
+    titles = (sweep.time, "our own memory, MiB")
+    panels = [Panel(title, sweep.label, points) for title, points in zip(titles, medians, strict=True)]
     (directory / f"{sweep.name}.svg").write_text(svg(panels))
 
 

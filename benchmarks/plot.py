@@ -17,11 +17,10 @@ _STYLE = (
 
 
 class Panel(NamedTuple):
-    """One plot: what its axes are, and its points in ascending x."""
+    """One plot: its title, which says what y is, and its points in ascending x."""
 
     title: str
     x_label: str
-    y_label: str
     points: Sequence[tuple[float, float]]
 
 
@@ -69,7 +68,6 @@ def _panel(panel: Panel) -> list[str]:
     parts.append(
         f'<text x="{(left + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(panel.x_label)}</text>'
     )
-    parts.append(f'<text x="{left}" y="{top - 4}" text-anchor="middle">{escape(panel.y_label)}</text>')
     where = [place(x, y) for x, y in panel.points]
     (x1, y1), (x2, y2) = where[0], where[-1]
     parts.append(f'<path class="straight" d="M{x1} {y1}L{x2} {y2}"/>')

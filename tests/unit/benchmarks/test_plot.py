@@ -26,7 +26,7 @@ def test_ticks(highest: float, expected: list[float]) -> None:
 
 
 def test_points_lie_where_they_should() -> None:
-    drawn = ElementTree.fromstring(svg([Panel("a < b", "x", "y", [(0, 0), (50, 5), (100, 20)])]))
+    drawn = ElementTree.fromstring(svg([Panel("a < b", "x", [(0, 0), (50, 5), (100, 20)])]))
     dots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in drawn.iter(f"{_SPACE}circle")]
     (left, bottom), (middle, above), (right, top) = dots
     assert middle == pytest.approx((left + right) / 2)
@@ -35,6 +35,6 @@ def test_points_lie_where_they_should() -> None:
 
 
 def test_panels_stand_side_by_side() -> None:
-    panel = Panel("one", "x", "y", [(1, 1), (2, 2)])
+    panel = Panel("one", "x", [(1, 1), (2, 2)])
     drawn = ElementTree.fromstring(svg([panel, panel]))
     assert [group.attrib["transform"] for group in drawn.iter(f"{_SPACE}g")] == ["translate(0)", "translate(360)"]
