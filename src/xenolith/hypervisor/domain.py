@@ -80,6 +80,8 @@ class Domain:
     budget_ns: int = 0
     """Of a domain with a cap: how long it may still run in this period of the scheduler's."""
     is_debugged: bool = False
+    logs_dirty: bool = False
+    """Whether a control domain is told which frames it has to copy once more."""
     emulation_flags: int = 0
     misc_flags: int = 0
     """What the domain was made with (struct xen_arch_domainconfig)."""

@@ -9,6 +9,7 @@ FAMILIES: Final = (
     "cpu_policy",
     "domctl",
     "domctl_life",
+    "domctl_log_dirty",
     "domctl_refused",
     "domctl_rights",
     "domctl_state",
