@@ -66,7 +66,8 @@ def command(
     Options are for its first guest. Ctrl-] leaves the console; `poweroff` in a control domain ends the machine.
     Where standard input is no terminal and nothing else is asked for, the control domain describes itself and ends.
 
-    A machine with native domains takes commands from other terminals (`xenolith list`, `create`, …) until it is
+    The preset dom0 has Debian's xl at its prompt (`xenolith pull debian-dom0`). It, and every machine with native
+    domains, takes commands from other terminals (`xenolith list`, `create`, …) until it is
     switched off by `xenolith halt` or Ctrl-C.
     """
     config = _described(machine, preset)
@@ -81,7 +82,7 @@ def command(
         config.cpu = cpu
     if name is not None:
         config.name = name
-    served = detach or name is not None or any(domain.services for domain in config.domains)
+    served = detach or name is not None or config.preset is not None or any(d.services for d in config.domains)
     unattended = not served and (sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty())
     first = config.domains[0]
     if unattended and machine is None and first.command is None and first.ramdisk is None:

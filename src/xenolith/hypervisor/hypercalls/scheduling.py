@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 _FIRST: Final = 1
 """A bitmap with the only processor, or the only node, in it."""
+_LOOKS_ON: Final = Capability.CONTROL | Capability.CREATE | Capability.STORE
+"""What lets a domain know of all others: any of these."""
 _LONGEST_BITMAP: Final = 1 << 15
 """Bits: more than any Xen has processors."""
 
@@ -173,7 +175,7 @@ def global_scheduler_op(hv: Hypervisor, caller: Vcpu, argument: XenSysctlSchedul
         raise XenError(EOPNOTSUPP, "vCPUs that wake do not wait")
 
 
-@operation(HYPERVISOR_sysctl, XEN_SYSCTL_cpupool_op, copy_back=True, needs=Capability.CONTROL | Capability.CREATE)
+@operation(HYPERVISOR_sysctl, XEN_SYSCTL_cpupool_op, copy_back=True, needs=_LOOKS_ON)
 def cpupool_op(hv: Hypervisor, caller: Vcpu, argument: XenSysctlCpupoolOp) -> None:
     """There is pool 0, which has the processor and all domains, and there is no other.
 
