@@ -28,7 +28,7 @@ def programs(tmp_path: Path) -> Path:
 
 
 def run(programs: Path, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": str(programs)}
+    environment = {**os.environ, "PATH": str(programs), "XDG_CACHE_HOME": str(programs.parent / "cache")}
     return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, env=environment, timeout=30)
 
 
@@ -61,11 +61,11 @@ def test_packages_that_cannot_be_had(programs: Path, tmp_path: Path) -> None:
 
 
 def test_only_kernels_that_are_not_there_are_pulled(programs: Path) -> None:
-    script(
-        programs / "xenolith",
-        'case "$1" in kernels) echo "NAME WHERE"; echo "debian cache yes"; echo "grub registry";; '
-        "pull) echo pulled $2; [ $2 != mach ];; esac",
-    )
+    script(programs / "xenolith", '[ "$1" = pull ] && echo pulled $2 && [ $2 != mach ]')
+    shelf = programs.parent / "cache/xenolith/kernels"
+    for name in ("debian", "grub"):
+        (shelf / name).mkdir(parents=True)
+    (shelf / "debian/manifest.json").touch()
     done = run(programs, "pull_test_kernels", "xenolith", "debian", "grub", "mach")
     assert done.returncode == 0
     assert done.stdout.splitlines() == ["pulled grub", "pulled mach"]
