@@ -39,6 +39,7 @@ from xenolith.abi.grant_table import (
 )
 from xenolith.abi.hypercalls import HYPERVISOR_grant_table_op
 from xenolith.abi.types import DOMID_SELF, DOMID_XEN
+from xenolith.hypervisor.frames import FLAG_SHARED
 
 PAGE_FAULT = 14
 TABLE_PAGE = 80
@@ -308,8 +309,9 @@ def test_transfer(granter: Granter, mapper: PvGuest) -> None:
     """A frame changes its owner; here the granter is the one that takes it, and has first made room for it."""
     taker = granter.guest
     frames = taker.hv.frames
-    spare = int(((frames.owners == taker.domid) & (frames.counts == 1)).nonzero()[0][0])
-    given = int(((frames.owners == mapper.domid) & (frames.counts == 1)).nonzero()[0][0])
+    unmapped = (frames.counts == 1) & ((frames.all_flags & FLAG_SHARED) == 0)
+    spare = int(((frames.owners == taker.domid) & unmapped).nonzero()[0][0])
+    given = int(((frames.owners == mapper.domid) & unmapped).nonzero()[0][0])
     granter.grant(REF, mapper.domid, 77, GTF_accept_transfer)
 
     def transfer(mfn: int) -> int:

@@ -171,7 +171,13 @@
         or      %rdx, %rax
         sub     shared_info+40(%rip), %rax
         mov     shared_info+60(%rip), %cl
+        test    %cl, %cl
+        js      2f
         shl     %cl, %rax
+        jmp     3f
+2:      neg     %cl
+        shr     %cl, %rax
+3:
         mov     shared_info+56(%rip), %edx
         mul     %rdx
         shrd    $32, %rdx, %rax
