@@ -108,12 +108,18 @@ def test_local_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
     ],
 )
 def test_what_becomes_of_a_guest_that_has_stopped(
-    machine: TestMachine, image: TestImage, reason: int, key: str, action: Action, stays: bool
+    machine: TestMachine,
+    image: TestImage,
+    reason: int,
+    key: str,
+    action: Action,
+    stays: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that restarts itself in its first second is destroyed instead, as xl does."""
     guest = create(machine, config(image, "stops", **{key: action}))
     ended: list[int | None] = []
-    machine.toolstack.ended = lambda each, info: ended.append(info.shutdown_reason)
+    monkeypatch.setattr(machine.toolstack, "ended", lambda each, info: ended.append(info.shutdown_reason))
     machine.hv.shutdown(machine.hv.domains[guest.domid], reason)
     settle(machine)
     assert ended == [reason]
