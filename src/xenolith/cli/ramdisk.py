@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Build a ramdisk. Without --exec it gives a shell on the console.
 
-    One with --tools is for a control domain, here or on Xen itself.
+    One with --tools is for a control domain: its init starts Xen's daemons.
     """
     from xenolith.cli.terminal import progress_bar
     from xenolith.loader import registry

@@ -198,6 +198,9 @@ def test_there_is_one_pool(hv: Bench, control: Guest) -> None:
     assert control.word(control.va(4)) == 1
     assert pool(abi.XEN_SYSCTL_CPUPOOL_OP_INFO, cpupool_id=1)[0] == -ENOENT
     assert pool(abi.XEN_SYSCTL_CPUPOOL_OP_DESTROY)[0] == -EBUSY
+    fields = {"cpupool_op__op": abi.XEN_SYSCTL_CPUPOOL_OP_INFO}
+    assert run(hv.guest(capabilities=Capability.STORE), abi.XEN_SYSCTL_cpupool_op, **fields)[0] == 0
+    assert run(hv.guest(capabilities=Capability.HARDWARE), abi.XEN_SYSCTL_cpupool_op, **fields)[0] == -EPERM
     assert pool(abi.XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN, domid=99)[0] == -ESRCH
     assert pool(abi.XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN, domid=hv.guest().domain.domid)[0] == 0
     assert pool(99)[0] == -ENOSYS
