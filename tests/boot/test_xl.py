@@ -123,7 +123,7 @@ def test_a_guest_with_a_disk_and_a_network(machine: Dom0) -> None:
     assert len(machine.rows("xl block-list linux")) == len(machine.rows("xl network-list linux")) == 1
 
     machine.sh("guest linux 'kept=$((6 * 111))'")
-    machine.sh("xl dump-core linux /tmp/core && head -c 4 /tmp/core | tail -c 3; rm /tmp/core")
+    assert machine.sh("xl dump-core linux /tmp/core && head -c 4 /tmp/core | tail -c 3; rm /tmp/core").endswith("ELF")
     machine.sh("xl save linux /tmp/saved > /dev/null 2>&1")
     assert listed(machine).keys() == {0}
     machine.sh("xl restore /tmp/saved > /dev/null 2>&1; rm /tmp/saved")
