@@ -196,7 +196,10 @@ class PageTables:
         np.add.at(frames.counts, mfns, np.uint32(1))
         np.add.at(frames.type_counts, writable, np.uint32(1))
         frames.types[writable] = TYPE_WRITABLE
-        frames.all_flags[mfns[(values & _NP_NX) == 0]] |= FLAG_EXECUTABLE
+        is_code = (values & _NP_NX) == 0
+        for entry in values[is_code & ((values & _NP_KERNEL_USER) != _NP_USER)].tolist():
+            self._becomes_code(entry)
+        frames.all_flags[mfns[is_code]] |= FLAG_EXECUTABLE
         values = values | np.where((values & _NP_USER) == 0, _NP_KERNEL_USER, _U64(0))
         values |= np.where((values & _NP_KERNEL) == 0, _NP_GLOBAL_USER, _U64(0))
         return values
@@ -207,6 +210,8 @@ class PageTables:
         try:
             for slot in slots:
                 entry = words[base + slot]
+                if not entry >> 63:
+                    self._becomes_code(entry)
                 self.get_l1e(entry, domain, domain.domid)
                 taken.append(entry)
                 words[base + slot] = adjust_l1e(entry)
@@ -354,6 +359,8 @@ class PageTables:
         words = self._words
         old = words[maddr >> 3]
         if new & PRESENT:
+            if not new >> 63 and (old >> 63 or not old & PRESENT):
+                self._becomes_code(new)
             if refers_anew(old, new):
                 self.get_l1e(new, domain, owner_domid)
                 dropped = old
@@ -371,6 +378,15 @@ class PageTables:
             self.mapping_removed((old & ADDRESS) >> 12)
         if dropped & PRESENT:
             self.put_l1e(dropped)
+
+    def _becomes_code(self, entry: int) -> None:
+        """A present entry makes its frame executable. Code that was translated from there is forgotten if a kernel does
+        that: it may free the code of a module, and write that of the next into the same frame, without anything in
+        between by which an engine would notice (Linux 6.12 does)."""
+        frames, mfn = self._frames, (entry & ADDRESS) >> 12
+        is_kernels = not entry & USER or entry & GUEST_KERNEL
+        if is_kernels and mfn < frames.total and frames.flags[mfn] & FLAG_EXECUTABLE:
+            frames.invalidate_code(mfn << 12, 4096)
 
     def update_l1s(self, maddr: int, new: npt.NDArray[np.uint64], domain: Domain) -> bool:
         """Replace the adjacent entries from `maddr` on, in one L1 table, all of them or none (and then say so).

@@ -326,6 +326,30 @@ def test_an_engine_with_shadows_is_told_what_is_gone(hv: Bench, domain: Domain, 
     assert told(lambda: tables.update_l1s(at, nothing, domain)) == [("removed", mfns[3]), ("removed", mfns[4])]
 
 
+def test_translated_code_is_forgotten_when_a_kernel_makes_a_frame_executable_again(
+    hv: Bench, domain: Domain, mfns: list[int], l1: int
+) -> None:
+    """A module's text may lie where another's was; a user's pages come and go with processes, and are left alone."""
+    hv.frames.invalidate_code = hv.engine.invalidate_code
+    at, mfn = l1 << 12 | 80, mfns[3]
+
+    def forgotten(*entries: int) -> list[bool]:
+        found = []
+        for entry in entries:
+            hv.engine.calls.clear()
+            hv.pagetables.update_l1(at, entry, domain, domain.domid)
+            found.append(("code", mfn << 12, 4096) in hv.engine.calls)
+        return found
+
+    kernels, users = mfn << 12 | P, mfn << 12 | P | USER
+    assert forgotten(kernels) == [False], "nothing can have been executed before"
+    assert forgotten(kernels | RW | NX, kernels | NX, kernels) == [False, False, True]
+    assert forgotten(kernels, 0, kernels) == [False, False, True]
+    stored = hv.entry(l1, 10)
+    assert forgotten(stored | NX, stored) == [False, True], "as a guest reads it back"
+    assert forgotten(users | NX, users, 0, users) == [False, False, False, False]
+
+
 def test_an_engine_with_shadows_is_told_of_tables(hv: Bench, domain: Domain, mfns: list[int]) -> None:
     engine = hv.engine
     hv.pagetables.watch(engine.mapping_removed, engine.table_entry_changed, engine.table_gone)
