@@ -313,7 +313,7 @@ class UnicornEngine:
         self._check(self._lib.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self._uc)), "open")
         self._control(_CTL_CPU_MODEL, _CPU_MODEL_HASWELL)
         self._control(_CTL_USE_EXITS, 1)
-        self._control(_CTL_TCG_BUFFER_SIZE, 96 << 20)
+        self._control(_CTL_TCG_BUFFER_SIZE, 72 << 20)
         self._mapped: list[range] = []
         self._ram_blocks: list[tuple[range, int]] = []
         for addresses in ram_ranges or [range(ram.size)]:
