@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One apt-get download each; what cannot be had is skipped by the tests that want it.
-TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-cloud grub mach debian-dom0
+TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-cloud grub mach debian-dom0 passt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
