@@ -205,3 +205,13 @@ class Engine(Protocol):
 
     def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """What the processor can really do: EAX, EBX, ECX, EDX of a CPUID leaf before any policy."""
+
+
+def gaps(mapped: list[range], end: int) -> list[range]:
+    """What of the addresses below `end` is in none of these ranges, which do not overlap."""
+    found, at = [], 0
+    for addresses in sorted(mapped, key=lambda each: each.start):
+        if at < min(addresses.start, end):
+            found.append(range(at, min(addresses.start, end)))
+        at = addresses.stop
+    return [*found, range(at, end)] if at < end else found

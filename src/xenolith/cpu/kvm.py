@@ -24,7 +24,7 @@ from typing import Final
 
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu import native
-from xenolith.cpu.engine import RING0_CODE_SELECTOR, Cpu, ExitHandler
+from xenolith.cpu.engine import RING0_CODE_SELECTOR, Cpu, ExitHandler, gaps
 from xenolith.cpu.kvm_cpu import CR2, CR3, KvmCpu
 from xenolith.cpu.kvm_entry import (
     COMPAT_SYSCALL,
@@ -464,12 +464,7 @@ class KvmEngine:
         self._mapped.append(range(maddr, maddr + size))
 
     def unmapped(self, end: int) -> list[range]:
-        gaps, at = [], 0
-        for addresses in sorted(self._mapped, key=lambda mapped: mapped.start):
-            if at < addresses.start:
-                gaps.append(range(at, min(addresses.start, end)))
-            at = addresses.stop
-        return [*gaps, range(at, end)] if at < end else gaps
+        return gaps(self._mapped, end)
 
 
 _KICK: Final = signal.SIGRTMIN + 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from xenolith.cpu.breakpoints import Breakpoints
-from xenolith.cpu.engine import Cpu, ExitHandler
+from xenolith.cpu.engine import Cpu, ExitHandler, gaps
 from xenolith.cpu.hot_loops import HotLoops
 from xenolith.cpu.native import page_of_code
 from xenolith.cpu.registers import (
@@ -619,12 +619,7 @@ class UnicornEngine:
         raise NotImplementedError("each reading is asked of the handler")
 
     def unmapped(self, end: int) -> list[range]:
-        gaps, at = [], 0
-        for addresses in sorted(self._mapped, key=lambda mapped: mapped.start):
-            if at < addresses.start:
-                gaps.append(range(at, addresses.start))
-            at = addresses.stop
-        return [*gaps, range(at, end)] if at < end else gaps
+        return gaps(self._mapped, end)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
