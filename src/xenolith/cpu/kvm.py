@@ -158,7 +158,7 @@ class KvmEngine:
             raise UserError(f"this host's KVM cannot run PV guests: {reason}", _INSTEAD) from None
         finally:
             proof.clear()
-        self.shadows_tables, self.first_slot, self.lacks, self.exit_ns = found
+        self.shadows_tables, self.first_slot, self.lacks = found
         if "cpuid" in self.lacks:
             self.host_cpuid = native.cpuid
         parts, _, _, more = self.host_cpuid(_STATE_LEAF, 0)
@@ -188,15 +188,15 @@ class KvmEngine:
         self._spare.append(cpu)
 
     def _set_msrs(self, fd: int) -> None:
-        pages = self._pages
+        syscall, sysenter, compat_syscall = self._pages.entries
         segments = RING0_CODE_SELECTOR << 32 | RING0_CODE_SELECTOR << 48
         for number, value in (
             (abi.MSR_STAR, segments),
-            (abi.MSR_LSTAR, pages.syscall),
-            (abi.MSR_CSTAR, pages.compat_syscall),
+            (abi.MSR_LSTAR, syscall),
+            (abi.MSR_CSTAR, compat_syscall),
             (abi.MSR_SYSCALL_MASK, _SYSCALL_CLEARS),
             (abi.MSR_SYSENTER_CS, RING0_CODE_SELECTOR),
-            (abi.MSR_SYSENTER_EIP, pages.sysenter),
+            (abi.MSR_SYSENTER_EIP, sysenter),
         ):
             if not abi.set_msr(fd, number, value):
                 raise UserError(f"KVM refuses a value for register {number:#x}", _INSTEAD)

@@ -241,12 +241,12 @@ class KvmCpu:
     @property
     def exit_reason(self) -> int:
         """Why KVM returned (EXIT_*)."""
-        return self.words[1] & 0xFFFFFFFF
+        return self.words[abi.RUN_EXIT_REASON // 8] & 0xFFFFFFFF
 
     @property
     def port(self) -> int:
         """Of the OUT by which the guest left."""
-        return self.words[4] >> 16 & 0xFFFF
+        return self.words[abi.RUN_IO_PORT // 8] >> 8 * (abi.RUN_IO_PORT % 8) & 0xFFFF
 
     def has_event(self) -> bool:
         """Whether KVM has an exception to deliver that it had begun with."""

@@ -34,7 +34,6 @@ _GATE: Final = 0x8E
 _GATE_FOR_ALL: Final = 0xEE
 _SOFTWARE_VECTORS: Final = frozenset((3, 4, *range(32, 256)))
 _STUB_BYTES: Final = 8
-_TASK_STATE_BYTES: Final = 0x68
 _NO_IO_BITMAP: Final = 0xFFFF
 _AREA_BYTES: Final = 512
 """Of each virtual processor: its task state, and behind it a stack that takes one exception frame or two."""
@@ -106,7 +105,6 @@ class EntryPages:
             self._bytes[at : at + 2] = bytes((0xE7, port))
         self.entries = tuple(_START + entries + port * _STUB_BYTES for port in (SYSCALL, SYSENTER, COMPAT_SYSCALL))
         """Where SYSCALL, SYSENTER and SYSCALL in compatibility mode go."""
-        self.syscall, self.sysenter, self.compat_syscall = self.entries
         at = entries + 4 * _STUB_BYTES
         self._bytes[at : at + len(_REPLAY)] = _REPLAY
         self.replay = _START + at

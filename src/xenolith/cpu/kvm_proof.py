@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xenolith.cpu import native
@@ -35,17 +34,15 @@ _GENERAL_PROTECTION: Final = 13
 _RDTSC: Final = bytes.fromhex("0f31 0f05")
 _CONTENT: Final = (0x1111, 0x2222)
 _SLOTS: Final = (256, 257)
-_EXITS: Final = 50
 
 
 class Findings(NamedTuple):
     """What KVM can do here. `first_slot` is the lowest of the hypervisor's L4 slots that a guest can use; `lacks` are
-    keys of `engine.LACKING`; `exit_ns` is what a way out of the guest and back takes."""
+    keys of `engine.LACKING`."""
 
     shadows_tables: bool
     first_slot: int
     lacks: frozenset[str]
-    exit_ns: int
 
 
 class Unproven(Exception):
@@ -103,7 +100,7 @@ class Proof:
         if not first_slot:
             raise Unproven("guests cannot use the hypervisor's part of the address space")
         self._check_tsc()
-        return Findings(shadows, first_slot, self._lacks(), self._exit_cost())
+        return Findings(shadows, first_slot, self._lacks())
 
     def _sees_no_changes(self) -> bool:
         """Whether KVM must be told of changes of page tables; then it must heed that."""
@@ -159,14 +156,6 @@ class Proof:
         value = low | self._cpu.regs[RDX] << 32
         if not before <= value <= native.read_tsc():
             raise Unproven("the guest's time stamp counter is not the host's")
-
-    def _exit_cost(self) -> int:
-        costs = []
-        for _ in range(_EXITS):
-            started = time.perf_counter_ns()
-            self._run(_READ)
-            costs.append(time.perf_counter_ns() - started)
-        return sorted(costs)[len(costs) // 2]
 
     def clear(self) -> None:
         """Leave no trace."""
