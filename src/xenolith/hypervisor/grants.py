@@ -139,6 +139,8 @@ class GrantTable:
         """Version 2: the frames of the status words, shared with the domain."""
         self._active: dict[int, ActiveGrant] = {}
         self._mappings: dict[int, Mapping] = {}
+        self._device_frames: dict[int, list[int]] = {}
+        """Frames of others that devices may reach: how many mappings are writable, and how many read-only."""
         self._free_handles: list[int] = []
         self.grow(1)
 
@@ -318,6 +320,7 @@ class GrantTable:
             raise
         handle = self._free_handles.pop() if self._free_handles else len(self._mappings)
         self._mappings[handle] = Mapping(granter, active, flags, install is not None)
+        self._note_for_devices(active.mfn, flags, 1)
         self._hv.publish(
             "grant_map", domid=self.domain.domid, granter=granter_domid, ref=ref, mfn=active.mfn, flags=flags
         )
@@ -374,6 +377,7 @@ class GrantTable:
             mapping.granter._unpin(mapping.active, done | readonly)
         mapping.flags &= ~done
         if not mapping.flags & _BOTH_MAPS:
+            self._note_for_devices(mapping.active.mfn, readonly, -1)
             del self._mappings[handle]
             self._free_handles.append(handle)
             self._hv.publish(
@@ -383,6 +387,20 @@ class GrantTable:
                 ref=mapping.active.ref,
                 mfn=mapping.active.mfn,
             )
+
+    def _note_for_devices(self, mfn: int, flags: int, change: int) -> None:
+        counts = self._device_frames.setdefault(mfn, [0, 0])
+        counts[1 if flags & GNTMAP_readonly else 0] += change
+        if counts == [0, 0]:
+            del self._device_frames[mfn]
+
+    def maps_for_devices(self, mfn: int, write: bool) -> bool:
+        """Whether devices of this domain may read, or write, frame `mfn` of another, because a grant of it is mapped.
+
+        As with Xen, any mapping of a grant is one for devices as well (gnttab_need_iommu_mapping).
+        """
+        writable, readonly = self._device_frames.get(mfn, (0, 0))
+        return bool(writable or (readonly and not write))
 
     def map_frame(self, granter_domid: int, ref: int, readonly: bool = False) -> tuple[int, int]:
         """Map a grant for a native domain, which needs no page table; returns the handle and the mfn.

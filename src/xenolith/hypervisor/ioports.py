@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from xenolith.abi.errno import XenError
 from xenolith.abi.vm_assist import VMASST_TYPE_architectural_iopl
 from xenolith.hypervisor.domain import Capability, Domain
-from xenolith.hypervisor.hardware import has_function
 from xenolith.machine.buses import ALL_ONES
 from xenolith.machine.pci import CONFIG_ADDRESS, CONFIG_DATA, CONFIG_ENABLE
 
@@ -132,7 +131,7 @@ def _read_shared(hv: Hypervisor, domain: Domain, port: int, size: int) -> int:
         return hv.pc.rtc.read_cmos(domain.rtc_index & _RTC_INDEX_MASK)
     if port & ~3 == CONFIG_DATA and hv.pc is not None:
         address = domain.pci_config_address
-        if address & CONFIG_ENABLE and has_function(domain, address >> 8 & 0xFFFF):
+        if address & CONFIG_ENABLE and hv.iommu.configures(domain, address >> 8 & 0xFFFF):
             return hv.pc.pci.read_config(address >> 8 & 0xFFFF, address & 0xFC | port & 3, size)
     return ALL_ONES[size]
 
@@ -163,5 +162,5 @@ def _write_shared(hv: Hypervisor, domain: Domain, port: int, size: int, value: i
         hv.pc.rtc.write_cmos(domain.rtc_index & _RTC_INDEX_MASK, value)
     elif port & ~3 == CONFIG_DATA:
         address = domain.pci_config_address
-        if address & CONFIG_ENABLE and has_function(domain, address >> 8 & 0xFFFF):
+        if address & CONFIG_ENABLE and hv.iommu.configures(domain, address >> 8 & 0xFFFF):
             hv.pc.pci.write_config(address >> 8 & 0xFFFF, address & 0xFC | port & 3, size, value)

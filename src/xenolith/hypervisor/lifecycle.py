@@ -156,6 +156,7 @@ class Lifecycle:
             domain.is_dying = True
             domain.claimed_frames = 0
             domain.watchdogs = [0, 0]
+            self._hv.iommu.release(domain)
             self._settle(domain)
         stages = (self._unmap_some, self._close_some, self._release_vcpus, self._unpin_some, self._release_some)
         if not all(stage(domain) for stage in stages):

@@ -17,7 +17,7 @@ from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF
-from xenolith.hypervisor import hypercalls
+from xenolith.hypervisor import hardware, hypercalls
 from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.contexts import Contexts
 from xenolith.hypervisor.cpuid import TSC_KHZ, CpuidPolicy
@@ -34,6 +34,7 @@ from xenolith.hypervisor.frames import (
 )
 from xenolith.hypervisor.guest_memory import GuestMemory
 from xenolith.hypervisor.hypercalls import mmu
+from xenolith.hypervisor.iommu import Iommu
 from xenolith.hypervisor.lifecycle import Lifecycle
 from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.pirqs import Pirqs
@@ -128,6 +129,7 @@ class Hypervisor:
         self.scheduler = Scheduler(self)
         self.contexts = Contexts(self)
         self.pirqs = Pirqs(self)
+        self.iommu = Iommu(self)
         hypercalls.load_all()
         self.traps = Traps(self)
         engine.attach(self.traps)
@@ -146,13 +148,14 @@ class Hypervisor:
     def _map_devices(self, pc: Pc) -> None:
         """Everything outside RAM goes to the memory-mapped bus, where what nobody claims reads all ones."""
         pc.install_firmware(self.ram.bytes)
+        pc.pci.iommu = self.iommu
         for space in self.engine.unmapped(_DEVICE_SPACE_END):
             self.engine.map_mmio(
                 space.start,
                 len(space),
-                lambda offset, width, base=space.start: pc.mmio.read(base + offset, width),  # type: ignore[misc]
-                lambda offset, width, value, base=space.start: pc.mmio.write(  # type: ignore[misc]
-                    base + offset, width, value
+                lambda offset, width, base=space.start: hardware.read(self, pc, base + offset, width),  # type: ignore[misc]
+                lambda offset, width, value, base=space.start: hardware.write(  # type: ignore[misc]
+                    self, pc, base + offset, width, value
                 ),
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from xenolith.errors import UserError
@@ -15,7 +15,7 @@ from xenolith.machine.devices.rtc import RTC_IRQ, Rtc, cmos_contents
 from xenolith.machine.devices.serial import COM1, COM1_IRQ, Serial
 from xenolith.machine.e820 import EBDA_START, ECAM_LENGTH, ECAM_START, IOAPIC_START, LOW_RAM_LIMIT, MemoryMap
 from xenolith.machine.interrupts import IoApic
-from xenolith.machine.pci import PciBus, PciConfigPorts, host_bridge, lpc_bridge
+from xenolith.machine.pci import PciBus, PciConfigPorts, PciFunction, host_bridge, lpc_bridge
 from xenolith.machine.ram import PAGE_SIZE
 from xenolith.machine.smbios import FIRMWARE_DATE, build_smbios
 
@@ -45,7 +45,7 @@ SHARED_PORTS = (
 
 
 class Pc:
-    """A PC with `ram_bytes` of RAM and `cpus` physical CPUs.
+    """A PC with `ram_bytes` of RAM and `cpus` physical CPUs. `devices` are its PCI devices by their slots (1 to 30).
 
     `serial_sink(data)` takes what is written to the first serial port; `power_off()` and `reset()` are called when
     software asks for them. The receiver of interrupts sets `ioapic.deliver`. UserError for an impossible size.
@@ -59,6 +59,7 @@ class Pc:
         serial_sink: Callable[[bytes], None],
         power_off: Callable[[], None],
         reset: Callable[[], None],
+        devices: Mapping[int, PciFunction] | None = None,
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise UserError(f"A machine cannot have {cpus} CPUs.", f"Give it between 1 and {MAX_CPUS}.")
@@ -74,9 +75,9 @@ class Pc:
         low_bytes = min(ram_bytes, LOW_RAM_LIMIT)
         self.rtc = Rtc(clock, self.ioapic.line(RTC_IRQ), cmos_contents(low_bytes, ram_bytes - low_bytes))
         self.acpi_pm = AcpiPm(clock, self.ioapic.line(SCI_IRQ), power_off)
-        self._attach(ResetPorts(reset))
+        self._attach(ResetPorts(reset), devices or {})
 
-    def _attach(self, reset_ports: ResetPorts) -> None:
+    def _attach(self, reset_ports: ResetPorts, devices: Mapping[int, PciFunction]) -> None:
         self.serial.attach(self.ports, COM1)
         self.pit.attach(self.ports)
         self.rtc.attach(self.ports)
@@ -87,6 +88,10 @@ class Pc:
         self.mmio.claim(range(ECAM_START, ECAM_START + ECAM_LENGTH), self.pci)
         self.pci.add(host_bridge(), 0)
         self.pci.add(lpc_bridge(PM_BASE), 0x1F)
+        self.pci.drive = lambda gsi, level: self.ioapic.line(gsi)(level)
+        for slot, device in devices.items():
+            self.pci.add(device, slot)
+        self.pci.place_bars()
 
     def deadline(self) -> int | None:
         """The system time (ns) at which `poll` must be called for a device's interrupt to be in time, or None."""

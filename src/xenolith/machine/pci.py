@@ -5,10 +5,13 @@ Source: PCI Local Bus Specification 3.0, chapter 6; PCI Express Base Specificati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from xenolith.machine.buses import ALL_ONES, MmioBus, PortBus
+from xenolith.machine.e820 import PCI_WINDOWS
+from xenolith.machine.ram import PAGE_SIZE
 
 CONFIG_BYTES = 256
 """Bytes of configuration space that a function implements; the extended space above reads 0."""
@@ -36,6 +39,9 @@ CONFIG_ENABLE = 1 << 31
 FIRST_PCI_GSI = 16
 PCI_GSIS = 8
 
+_FIRMWARE_PORTS: Final = range(0xC000, 0x10000)
+"""Where firmware places base address registers for I/O."""
+
 
 def bdf(bus: int, slot: int, function: int) -> int:
     """The 16-bit bus, device and function number, as it stands in configuration addresses."""
@@ -53,6 +59,30 @@ class BarKind(Enum):
     IO = 0x1
     MEMORY32 = 0x0
     MEMORY64 = 0x4
+
+
+class DmaFault(Exception):
+    """A device's access to memory was refused: nothing was read or written, and the device sees an aborted access."""
+
+
+class Iommu(Protocol):
+    """What stands between devices and memory, and between devices and processors."""
+
+    def open(self, where: int, maddr: int, length: int, write: bool) -> memoryview:
+        """The `length` bytes of memory at `maddr`, for function `where` to use at once. Raises DmaFault."""
+
+    def message(self, where: int, address: int, data: int) -> None:
+        """Function `where` has written the 32-bit `data` to the address of an interrupt message."""
+
+
+class NoIommu:
+    """Nobody has taken charge of devices yet, as when a machine is switched on: nothing passes."""
+
+    def open(self, where: int, maddr: int, length: int, write: bool) -> memoryview:
+        raise DmaFault(f"function {where:#06x} has no memory yet")
+
+    def message(self, where: int, address: int, data: int) -> None:
+        pass
 
 
 class BarDevice(Protocol):
@@ -106,6 +136,9 @@ class PciFunction:
         self.config = bytearray(CONFIG_BYTES)
         self.writable = bytearray(CONFIG_BYTES)
         self.bars: list[_Bar] = []
+        self.where = 0
+        """Its bus, device and function number, once it is on a bus."""
+        self.bus: PciBus | None = None
         self._capability_end = 0x40
         self._last_capability = CAPABILITIES
         self.set(0x00, 2, vendor)
@@ -155,6 +188,10 @@ class PciFunction:
         self._capability_end = (end + 3) & ~3
         return start
 
+    def attached(self, bus: PciBus, where: int) -> None:
+        """It is on `bus` now, as function `where`."""
+        self.bus, self.where = bus, where
+
     def read_config(self, offset: int, size: int) -> int:
         """A configuration read by software."""
         return self.get(offset, size)
@@ -186,6 +223,10 @@ class PciBus:
         self._ports = ports
         self._mmio = mmio
         self._functions: dict[int, PciFunction] = {}
+        self._asserted: dict[int, set[int]] = {}
+        self.iommu: Iommu = NoIommu()
+        self.drive: Callable[[int, bool], None] = lambda gsi, level: None
+        """Where the interrupt lines lead: called with a GSI and its new level."""
 
     def add(self, function: PciFunction, slot: int, number: int = 0) -> None:
         """Put `function` at device `slot` (0 to 31), function `number` (0 to 7). ValueError if the place is taken."""
@@ -195,6 +236,36 @@ class PciBus:
         if pin := function.get(INTERRUPT_PIN, 1):
             function.config[INTERRUPT_LINE] = intx_gsi(slot, pin)
         self._functions[where] = function
+        function.attached(self, where)
+
+    def place_bars(self) -> None:
+        """Give every base address register a place and switch the functions on, as firmware does before software runs.
+
+        Each is on pages of its own, so that it can be given away alone. ValueError if there is not room for all.
+        """
+        free = {BarKind.IO: _FIRMWARE_PORTS.start, BarKind.MEMORY32: PCI_WINDOWS[0].start}
+        ends = {BarKind.IO: _FIRMWARE_PORTS.stop, BarKind.MEMORY32: PCI_WINDOWS[0].stop}
+        for function in self._functions.values():
+            for bar in function.bars:
+                kind = BarKind.IO if bar.kind is BarKind.IO else BarKind.MEMORY32
+                least = 1 if kind is BarKind.IO else PAGE_SIZE
+                size = max(bar.length, least)
+                start = -(-free[kind] // size) * size
+                if start + size > ends[kind]:
+                    raise ValueError("no room for all base address registers")
+                self.write_config(function.where, BAR0 + 4 * bar.index, 4, start)
+                free[kind] = start + size
+            if function.bars:
+                self.write_config(function.where, COMMAND, 2, COMMAND_IO | COMMAND_MEMORY)
+
+    def set_line(self, function: PciFunction, level: bool) -> None:
+        """A function drives the line that its pin is wired to, which stays up while any function drives it."""
+        gsi = intx_gsi(function.where >> 3 & 31, function.get(INTERRUPT_PIN, 1))
+        drivers = self._asserted.setdefault(gsi, set())
+        before = bool(drivers)
+        (drivers.add if level else drivers.discard)(function.where)
+        if bool(drivers) != before:
+            self.drive(gsi, level)
 
     @property
     def functions(self) -> dict[int, PciFunction]:
@@ -211,9 +282,10 @@ class PciBus:
         if function := self._functions.get(where):
             function.write_config(offset, size, value)
             if offset < BAR0 + 4 * BARS:
-                self._remap(function)
+                self.remap(function)
 
-    def _remap(self, function: PciFunction) -> None:
+    def remap(self, function: PciFunction) -> None:
+        """The base address registers or the command register of `function` have changed."""
         for bar in function.bars:
             wanted = function.bar_range(bar)
             if wanted == bar.mapped:

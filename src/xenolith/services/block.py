@@ -12,12 +12,12 @@ from xenolith.abi.errno import XenError
 from xenolith.abi.io.blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE
 from xenolith.abi.io.protocols import XEN_IO_PROTO_ABI_NATIVE
 from xenolith.abi.io.xenbus import XenbusStateConnected
-from xenolith.backends.block.image import SECTOR_SIZE, Image, NoMedium
 from xenolith.backends.block.pages import GrantRefused, GuestPages, Mapping, NoRoom
 from xenolith.backends.block.requests import MAX_INDIRECT_SEGMENTS
 from xenolith.backends.block.ring import BlockRing
 from xenolith.errors import UserError
 from xenolith.hypervisor.grants import GrantError
+from xenolith.machine.disk import SECTOR_SIZE, Image, NoMedium
 from xenolith.services.backend import Backend, Ends, Nodes
 from xenolith.services.disks.file import HostFile
 from xenolith.services.disks.open import DiskSource

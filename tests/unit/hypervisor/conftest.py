@@ -9,6 +9,7 @@ import pytest
 
 from xenolith.abi.errno import EFAULT, ESRCH, XenError
 from xenolith.abi.types import DOMID_SELF, Struct
+from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.events import EventChannels
 from xenolith.hypervisor.frames import FLAG_SHARED, TYPE_WRITABLE, FrameTable
@@ -17,6 +18,7 @@ from xenolith.hypervisor.guest_memory import GuestMemory
 from xenolith.hypervisor.hypercalls import event_channel as _event_channel  # noqa: F401  binds the handlers
 from xenolith.hypervisor.hypercalls import grant_table as _grant_table  # noqa: F401  binds the handlers
 from xenolith.hypervisor.hypercalls.table import HANDLERS
+from xenolith.hypervisor.iommu import Iommu
 from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.policy import Policy
 from xenolith.hypervisor.vcpu import Vcpu
@@ -48,6 +50,8 @@ class StandIn:
         self.scratch: dict[int, int] = {}
         self.unimplemented: Counter[tuple[int, int]] = Counter()
         self.frames.on_free = self._frame_freed
+        self.log = ConsoleRing()
+        self.iommu = Iommu(self)  # type: ignore[arg-type]
 
     def _frame_freed(self, mfn: int, domid: int) -> None:
         if domid in self.domains:

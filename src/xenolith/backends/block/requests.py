@@ -25,7 +25,7 @@ from xenolith.abi.io.blkif import (
     BlkifResponse,
 )
 from xenolith.abi.types import PAGE_SIZE
-from xenolith.backends.block.image import SECTOR_SIZE
+from xenolith.machine.disk import SECTOR_SIZE
 
 SLOT_BYTES: Final = max(BlkifRequest.sizeof(), BlkifResponse.sizeof())
 MAX_INDIRECT_SEGMENTS: Final = 256

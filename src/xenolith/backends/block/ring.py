@@ -23,10 +23,10 @@ from xenolith.abi.io.blkif import (
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
 )
-from xenolith.backends.block.image import SECTOR_SIZE, Image
 from xenolith.backends.block.pages import GrantRefused, GuestPages, Held, NoRoom
 from xenolith.backends.block.requests import SLOT_BYTES, Refused, Request, read
 from xenolith.backends.ring import BackRing, RingBroken
+from xenolith.machine.disk import SECTOR_SIZE, Image
 
 IN_FLIGHT_SEGMENTS: Final = 1024
 """Pages that one ring may have mapped for requests that are being done; one request may have them all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import EBUSY, EINVAL, ENODEV, ENOSYS, XenError
+from xenolith.abi.errno import EBUSY, EDOM, EINVAL, ENODEV, ENOSYS, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_physdev_op, HYPERVISOR_physdev_op_compat
 from xenolith.abi.physdev import (
     MAP_PIRQ_TYPE_GSI,
@@ -65,8 +65,10 @@ from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_opera
 from xenolith.hypervisor.pirqs import NR_PIRQS
 from xenolith.machine.e820 import ECAM_BUSES, ECAM_START, IOAPIC_START
 from xenolith.machine.interrupts import PINS, REDIRECTION
+from xenolith.machine.pci_device import MAX_MSI_VECTORS
 
 if TYPE_CHECKING:
+    from xenolith.hypervisor.domain import Domain
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.hypervisor.vcpu import Vcpu
     from xenolith.machine.interrupts import IoApic
@@ -85,6 +87,7 @@ _COMPAT_COMMANDS: Final = frozenset(
 _IOPL_MAX: Final = 3
 _PORTS: Final = 65536
 _BITMAP_BYTES: Final = _PORTS // 8
+_MESSAGES: Final = (MAP_PIRQ_TYPE_MSI, MAP_PIRQ_TYPE_MSI_SEG, MAP_PIRQ_TYPE_MULTI_MSI)
 
 
 @hypercall(HYPERVISOR_physdev_op)
@@ -130,7 +133,7 @@ def eoi(hv: Hypervisor, caller: Vcpu, argument: PhysdevEoi) -> None:
     """The interrupt has been handled. Raises XenError(EINVAL) if the domain has no such pirq."""
     domain = caller.domain
     state = hv.pirqs.of(domain)
-    if argument.irq not in state.gsis:
+    if argument.irq not in state.irqs:
         raise XenError(EINVAL, f"there is no pirq {argument.irq}")
     if state.unmasks and (port := domain.events.port_of_pirq(argument.irq)):
         domain.events.unmask(port)
@@ -187,16 +190,33 @@ def setup_gsi(hv: Hypervisor, caller: Vcpu, argument: PhysdevSetupGsi) -> None:
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_map_pirq, copy_back=True, needs=Capability.HARDWARE)
 def map_pirq(hv: Hypervisor, caller: Vcpu, argument: PhysdevMapPirq) -> None:
-    """Map a GSI to a pirq of a domain. No device of this machine sends messages: XenError(ENODEV) for those."""
+    """Map a GSI, or messages of a PCI function, to pirqs of a domain. (A function of another bus has no device here.)
+
+    Raises XenError: what `Pirqs.map_gsi`, `map_msi` and `map_msix` raise, EDOM for an impossible number of messages.
+    """
     domain = hv.domain_by_id(caller, argument.domid)
     hv.policy.require_target(caller.domain, domain, "map a physical interrupt")
-    if argument.type == MAP_PIRQ_TYPE_MULTI_MSI and argument.table_base:
-        raise XenError(EINVAL, "several messages from a table")
-    if argument.type in (MAP_PIRQ_TYPE_MSI, MAP_PIRQ_TYPE_MSI_SEG, MAP_PIRQ_TYPE_MULTI_MSI):
-        raise XenError(ENODEV, f"device {argument.bus:#x}:{argument.devfn:#x} sends no interrupt messages")
-    if argument.type != MAP_PIRQ_TYPE_GSI:
+    if argument.type == MAP_PIRQ_TYPE_GSI:
+        argument.pirq = hv.pirqs.map_gsi(domain, argument.index, argument.pirq)
+    elif argument.type in _MESSAGES:
+        argument.pirq = _map_messages(hv, domain, argument)
+    else:
         raise XenError(EINVAL, f"kind of interrupt {argument.type}")
-    argument.pirq = hv.pirqs.map_gsi(domain, argument.index, argument.pirq)
+
+
+def _map_messages(hv: Hypervisor, domain: Domain, argument: PhysdevMapPirq) -> int:
+    segment, bus = argument.bus >> 16 if argument.type != MAP_PIRQ_TYPE_MSI else 0, argument.bus & 0xFFFF
+    if argument.type == MAP_PIRQ_TYPE_MULTI_MSI:
+        if argument.table_base:
+            raise XenError(EINVAL, "several messages from a table")
+        if not 1 <= argument.entry_nr <= MAX_MSI_VECTORS:
+            raise XenError(EDOM, f"{argument.entry_nr} messages")
+    _announced(hv, segment & 0xFFFF, bus & 0xFF, argument.devfn & 0xFF)
+    where = (bus & 0xFF) << 8 | argument.devfn & 0xFF
+    if argument.table_base:
+        return hv.pirqs.map_msix(domain, where, argument.entry_nr, argument.pirq)
+    count = argument.entry_nr if argument.type == MAP_PIRQ_TYPE_MULTI_MSI else 1
+    return hv.pirqs.map_msi(domain, where, count, argument.pirq)
 
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_unmap_pirq, needs=Capability.HARDWARE)
@@ -274,26 +294,41 @@ def pci_device_remove(hv: Hypervisor, caller: Vcpu, argument: PhysdevPciDevice) 
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_restore_msi, needs=Capability.HARDWARE)
 def restore_msi(hv: Hypervisor, caller: Vcpu, argument: PhysdevRestoreMsi) -> None:
-    """There are no messages to restore. Raises XenError(ENODEV) for a device that was not announced."""
-    _announced(hv, 0, argument.bus, argument.devfn)
+    """Program the messages of a device anew. Raises XenError(ENODEV) for a device that was not announced."""
+    _restore(hv, 0, argument.bus, argument.devfn)
 
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_restore_msi_ext, needs=Capability.HARDWARE)
 def restore_msi_ext(hv: Hypervisor, caller: Vcpu, argument: PhysdevPciDevice) -> None:
-    """There are no messages to restore. Raises XenError(ENODEV) for a device that was not announced."""
-    _announced(hv, argument.seg, argument.bus, argument.devfn)
+    """Program the messages of a device anew. Raises XenError(ENODEV) for a device that was not announced."""
+    _restore(hv, argument.seg, argument.bus, argument.devfn)
+
+
+def _restore(hv: Hypervisor, segment: int, bus: int, devfn: int) -> None:
+    _announced(hv, segment, bus, devfn)
+    hv.pirqs.restore_messages(bus << 8 | devfn)
 
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_prepare_msix, needs=Capability.HARDWARE)
 def prepare_msix(hv: Hypervisor, caller: Vcpu, argument: PhysdevPciDevice) -> None:
-    """Raises XenError(ENODEV): no device has MSI-X."""
-    raise XenError(ENODEV, "no device has MSI-X")
+    """The caller will give a device with MSI-X away. Raises XenError: ENODEV if it is none, EBUSY while it is used."""
+    _require_msix(hv, argument)
 
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_release_msix, needs=Capability.HARDWARE)
 def release_msix(hv: Hypervisor, caller: Vcpu, argument: PhysdevPciDevice) -> None:
-    """Raises XenError(ENODEV): no device has MSI-X."""
-    raise XenError(ENODEV, "no device has MSI-X")
+    """The caller has the device back. Raises XenError: ENODEV if there is none, EBUSY while messages are mapped."""
+    _require_msix(hv, argument)
+
+
+def _require_msix(hv: Hypervisor, argument: PhysdevPciDevice) -> None:
+    _announced(hv, argument.seg, argument.bus, argument.devfn)
+    where = argument.bus << 8 | argument.devfn
+    function = hv.iommu.functions().get(where)
+    if function is None or not function.vectors[1]:
+        raise XenError(ENODEV, f"PCI function {where:#06x} has no MSI-X")
+    if hv.pirqs.has_messages(where):
+        raise XenError(EBUSY, f"PCI function {where:#06x} sends messages")
 
 
 def _announced(hv: Hypervisor, segment: int, bus: int, devfn: int) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from xenolith.backends.block.image import SECTOR_SIZE, Image
+from xenolith.machine.disk import SECTOR_SIZE, Image
 
 _LOOKED_AT: Final = 4096
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from xenolith.backends.block.image import SECTOR_SIZE
 from xenolith.errors import UserError
+from xenolith.machine.disk import SECTOR_SIZE
 from xenolith.services.disks.file import advance
 
 _MAGIC: Final = b"NBDMAGIC"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from xenolith.backends.block.image import Image
 from xenolith.errors import UserError
+from xenolith.machine.disk import Image
 from xenolith.services.disks import nbd
 from xenolith.services.disks.file import HostFile
 from xenolith.services.disks.filesystems import missing_bytes

@@ -23,8 +23,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from xenolith.backends.block.image import Image
 from xenolith.errors import UserError
+from xenolith.machine.disk import Image
 from xenolith.services.disks.file import HostFile, split
 
 _MAGIC: Final = b"xenolith-overlay"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xenolith.backends.block.image import SECTOR_SIZE
+from xenolith.machine.disk import SECTOR_SIZE
 from xenolith.services.disks.file import HostFile
 
 

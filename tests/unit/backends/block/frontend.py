@@ -17,10 +17,10 @@ from xenolith.abi.io.blkif import (
 )
 from xenolith.abi.io.ring import Sring
 from xenolith.abi.types import PAGE_SIZE
-from xenolith.backends.block.image import Image
 from xenolith.backends.block.pages import GrantRefused, GuestPages, NoRoom
 from xenolith.backends.block.requests import SLOT_BYTES
 from xenolith.backends.block.ring import BlockRing
+from xenolith.machine.disk import Image
 
 MASK = 0xFFFF_FFFF
 

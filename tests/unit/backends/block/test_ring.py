@@ -24,8 +24,8 @@ from xenolith.abi.io.blkif import (
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
 )
-from xenolith.backends.block.image import NoMedium
 from xenolith.backends.block.ring import IN_FLIGHT_SEGMENTS
+from xenolith.machine.disk import NoMedium
 from xenolith.services.disks.file import HostFile
 from xenolith.services.disks.raw import RawImage
 

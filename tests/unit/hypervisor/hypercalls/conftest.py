@@ -35,6 +35,7 @@ class Machine(StandIn):
         clock = SimpleNamespace(virtual=True, now_ns=lambda: 1_000_000, wall_ns=lambda: 1_704_067_200_000_000_000)
         self.pc = Pc(64 << 20, clock, 1, lambda data: None, lambda: None, lambda: None)
         self.pirqs = Pirqs(self)  # type: ignore[arg-type]
+        self.pc.pci.iommu = self.iommu
         self.printed: list[tuple[int, bytes]] = []
         self.typed = b""
         self.clock_set: list[tuple[int, int, int]] = []

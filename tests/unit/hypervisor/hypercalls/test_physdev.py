@@ -260,7 +260,7 @@ def test_mapping_for_another_domain_needs_control(machine: Machine, driver: Doma
     argument = PhysdevMapPirq(domid=guest.domid, type=MAP_PIRQ_TYPE_GSI, index=DISK, pirq=-1)
     assert machine.operation(hardware_only, CALL, PHYSDEVOP_map_pirq, argument) == -EPERM
     assert machine.operation(driver, CALL, PHYSDEVOP_map_pirq, argument) == 0
-    assert machine.pirqs.of(guest).gsis == {DISK: DISK}
+    assert machine.pirqs.of(guest).irqs == {DISK: DISK}
 
 
 def test_unmap(machine: Machine, driver: Domain) -> None:
@@ -284,7 +284,7 @@ def test_io_apic(machine: Machine, driver: Domain) -> None:
     write = PhysdevApic(apic_physbase=IOAPIC_START, reg=0x10 + 2 * DISK, value=0xA0FF)
     assert machine.operation(driver, CALL, PHYSDEVOP_apic_write, write) == 0
     assert machine.pc.ioapic.entry(DISK) >> 13 == 0b1101, "level, active low, and masked until it is bound"
-    assert machine.pirqs.of(driver).gsis == {DISK: DISK}
+    assert machine.pirqs.of(driver).irqs == {DISK: DISK}
 
 
 @pytest.mark.parametrize(

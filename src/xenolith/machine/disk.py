@@ -1,4 +1,4 @@
-"""What the back end of a disk asks of the disk's content, wherever that is kept."""
+"""What a PV back end, or a controller on PCI, asks of the content of a disk, wherever that is kept."""
 
 from __future__ import annotations
 
