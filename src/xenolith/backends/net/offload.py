@@ -39,7 +39,8 @@ def is_sound(packet: Packet) -> bool:
     if found.protocol != IPPROTO_TCP or _GSO_VERSION.get(packet.gso_type) != found.version:
         return False
     payload = _payload_at(packet.data, found)
-    return found.start + 20 <= payload <= found.end and found.end - payload <= packet.gso_size * MAX_SEGMENTS
+    length = found.end - payload
+    return found.start + 20 <= payload and packet.gso_size > 0 and 0 <= length <= packet.gso_size * MAX_SEGMENTS
 
 
 def adapt(packet: Packet, offers: Offers) -> Sequence[Packet]:
