@@ -150,7 +150,7 @@ def test_coverage_tells_what_is_served_from_what_is_not() -> None:
         "| 51 | `XENPF_enter_acpi_sleep` | yes | HARDWARE |",
         "| 1 | `CONSOLEIO_read` | yes | CONSOLE |",
         "| 0 | `CONSOLEIO_write` | yes |  |",
-        "| 30 | `PHYSDEVOP_prepare_msix` | -ENODEV | HARDWARE |",
+        "| 30 | `PHYSDEVOP_prepare_msix` | yes | HARDWARE |",
         "| 20 | `XENMEM_paging_op` | -ENOSYS |  |",
         "| 34 | `hvm_op` | never |  | nobody |  |",
     ):

@@ -38,6 +38,13 @@ dmesg | grep -i -m 4 'xen'
 @click.option("--detach", is_flag=True, help="Leave the machine in the background, for the other verbs.")
 @click.option("--name", metavar="NAME", help="What the machine is called, if several run.")
 @click.option("--machine-memory", metavar="SIZE", help="Memory of the whole machine, for guests that come later.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="SPEC",
+    help="A PCI device, as in nvme,target=disk.img; may be given more than once.",
+)
 @click.option("--serial", type=click.Path(path_type=Path), metavar="FILE", help="Connect com1 to a file or terminal.")
 @run_options
 def command(
@@ -47,6 +54,7 @@ def command(
     detach: bool,
     name: str | None,
     machine_memory: str | None,
+    devices: tuple[str, ...],
     serial: Path | None,
     ramdisk: Path | None,
     cmdline: str | None,
@@ -74,6 +82,10 @@ def command(
     _override(config, kernel, {"ramdisk": ramdisk, "cmdline": cmdline, "memory": memory, "vcpus": vcpus}, shell_command)
     if serial is not None:
         config.serial = serial
+    if devices:
+        from xenolith.toolstack.machine_devices import machine_device
+
+        config.devices += tuple(machine_device(spec) for spec in devices)
     if clock is not None:
         config.clock = clock
     if engine is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenolith.hypervisor.domain import Capability
 from xenolith.toolstack.guest_config import GuestConfig
+
+if TYPE_CHECKING:
+    from xenolith.toolstack.machine_devices import MachineDevice
 
 DEFAULT_CONTROL_MEMORY: Final = 512 << 20
 DEFAULT_SERVICE_MEMORY: Final = 4 << 20
@@ -39,6 +42,7 @@ class MachineConfig:
     serial: Path | None = None
     """What the first serial port is connected to: a file to write to, or a FIFO or terminal for both ways."""
     preset: str | None = None
+    devices: tuple[MachineDevice, ...] = ()
     domains: list[DomainConfig] = field(default_factory=list)
 
     def start_order(self) -> list[DomainConfig]:

@@ -21,6 +21,7 @@ from xenolith.toolstack.config import (
 )
 from xenolith.toolstack.guest_file import read_guest
 from xenolith.toolstack.guest_keys import KEYS
+from xenolith.toolstack.machine_devices import machine_device
 from xenolith.toolstack.presets import PRESETS, preset
 from xenolith.toolstack.settings import Key, Setting, read_keys, require_known
 from xenolith.toolstack.toml_source import TomlSource, read_text
@@ -101,6 +102,15 @@ MACHINE_KEYS: Final[dict[str, Key]] = {
         "What the first serial port (com1, `ttyS0`) is connected to: a file to which its output is appended, or a FIFO"
         " or terminal for both ways.",
         locate=values.located,
+    ),
+    "device": Key(
+        "devices",
+        machine_device,
+        "tables",
+        "",
+        "PCI devices: see [below](#machinedevice).",
+        many=True,
+        locate=lambda device, directory: device.located(directory),
     ),
 }
 DOMAIN_KEYS: Final[dict[str, Key]] = {

@@ -29,6 +29,7 @@ PARAMETERS: Final = (
     "direct-io-safe",
     "backendtype",
 )
+MACHINE_PARAMETERS: Final = ("target", "format", "access", "overlay")
 _FLAGS: Final = {
     "cdrom": ("devtype", "cdrom"),
     "discard": ("discard", "yes"),
@@ -149,6 +150,14 @@ def disk(value: Any) -> Disk:
     if not isinstance(value, str):
         raise TypeError("a text such as 'disk.img,raw,xvda,rw', or a table")
     return parse_disk(value)
+
+
+def disk_of(parameters: Parameters, what: str) -> Disk:
+    """The disk behind a device of the machine, which has no virtual device. UserError for what it cannot be."""
+    known_parameters(parameters, MACHINE_PARAMETERS, what)
+    if not parameters.get("target", [""])[0]:
+        raise UserError(f"{what} has no target", "name an image or a device of the host: target=disk.img")
+    return _disk({**parameters, "vdev": ["xvda"]})
 
 
 class _Words:

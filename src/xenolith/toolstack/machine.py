@@ -31,6 +31,7 @@ from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.images import Prepared
+from xenolith.toolstack.machine_devices import MachineDevices
 from xenolith.toolstack.roles import NEEDED_SERVICES, Roles, implied_services
 from xenolith.toolstack.serial_line import SerialLine
 
@@ -94,6 +95,9 @@ class Machine:
             self.clock = HostClock()
             self.host = HostLoop(self.engine, self.clock)
         self._serial = SerialLine(config.serial) if config.serial is not None and hardware else None
+        if config.devices and not hardware:
+            raise UserError("nobody has the machine's devices", "give a domain the capability 'hardware'")
+        self._devices = MachineDevices(config.devices, self.host.submit)
         self.pc = self._build_pc(memory) if hardware else None
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
             self._serial.listen(self.host, self.pc.serial.feed)
@@ -116,6 +120,7 @@ class Machine:
             self._serial.write if self._serial is not None else lambda data: None,
             lambda: self.hv.power("off"),
             lambda: self.hv.power("reboot"),
+            self._devices.functions,
         )
 
     # -- domains ------------------------------------------------------------------------------------------------------
@@ -272,6 +277,7 @@ class Machine:
         self._roles.close()
         self.terminals.close()
         self.host.close()
+        self._devices.close()
         if self._serial is not None:
             self._serial.close()
 

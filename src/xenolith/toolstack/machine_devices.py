@@ -1,0 +1,107 @@
+"""PCI devices of a machine: as users describe them, and the models that stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from xenolith.errors import UserError
+from xenolith.toolstack.disks import Disk, disk_of
+from xenolith.toolstack.parameters import Parameters, table_to_parameters, words_to_parameters
+from xenolith.toolstack.values import parse_number
+
+if TYPE_CHECKING:
+    from xenolith.machine.disk import Image
+    from xenolith.machine.pci_device import PciDevice
+
+_SLOTS: Final = range(1, 31)
+"""Slots of the bus that are free; 0 is the host bridge, 31 the bridge to ISA."""
+_EXAMPLE: Final = "as in nvme,target=disk.img"
+Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
+"""Has work that may block done in another thread, and then tells its result or its error in the machine's thread."""
+DiskModel = Callable[["Image", Submit], "PciDevice"]
+
+
+DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {}
+"""Models of disks by name; each is imported when a machine has one."""
+MODELS: Final = tuple(DISK_MODELS)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineDevice:
+    """A PCI device: its model, what is behind it, and its slot, None for the first that is free."""
+
+    model: str
+    disk: Disk | None = None
+    slot: int | None = None
+
+    def located(self, directory: Path) -> MachineDevice:
+        """The same with names of files made absolute."""
+        return self if self.disk is None else replace(self, disk=self.disk.located(directory))
+
+
+def machine_device(value: Any) -> MachineDevice:
+    """A device from a text, "model,key=value,...", or a table of a machine description. UserError, TypeError."""
+    if isinstance(value, Mapping):
+        parameters = table_to_parameters(value, "a device")
+        return _device(parameters.pop("model", [""])[0], parameters)
+    if not isinstance(value, str):
+        raise TypeError(f"a text {_EXAMPLE}, or a table")
+    model, _, rest = value.partition(",")
+    return _device(model.strip(), words_to_parameters(rest, "a device"))
+
+
+def _device(model: str, parameters: Parameters) -> MachineDevice:
+    if model not in MODELS:
+        problem = f"there is no model '{model}' of devices" if model else "the device has no model"
+        raise UserError(problem, f"there are {', '.join(MODELS)}")
+    slot = _slot(parameters.pop("slot")[0]) if "slot" in parameters else None
+    return MachineDevice(model, disk_of(parameters, f"the {model}"), slot)
+
+
+def _slot(text: str) -> int:
+    slot = parse_number(text)
+    if slot is None or slot not in _SLOTS:
+        raise UserError(f"a device cannot be in slot {text}", f"slots are {_SLOTS.start} to {_SLOTS.stop - 1}")
+    return slot
+
+
+class MachineDevices:
+    """The devices of one machine, made as described. Close it when the machine is off and does no more work.
+
+    `functions` has them by slot. UserError for what cannot be had, or for two devices in one slot.
+    """
+
+    def __init__(self, devices: Iterable[MachineDevice], submit: Submit) -> None:
+        self._submit = submit
+        self._images: list[Image] = []
+        self.functions: dict[int, PciDevice] = {}
+        try:
+            for device in sorted(devices, key=lambda device: device.slot is None):
+                self.functions[self._place(device)] = self._make(device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _place(self, device: MachineDevice) -> int:
+        free = [slot for slot in _SLOTS if slot not in self.functions]
+        if device.slot is not None and device.slot not in free:
+            raise UserError(f"two devices are in slot {device.slot}", "leave 'slot' out of one of them")
+        if not free:
+            raise UserError("the machine has more devices than slots", f"it has {len(_SLOTS)}")
+        return free[0] if device.slot is None else device.slot
+
+    def _make(self, device: MachineDevice) -> PciDevice:
+        from xenolith.services.disks.open import DiskSource
+
+        assert device.disk is not None
+        overlay = Path(device.disk.overlay) if isinstance(device.disk.overlay, str) else device.disk.overlay
+        image, _ = DiskSource(device.disk.target, device.disk.format, device.disk.readonly, overlay).open()
+        self._images.append(image)
+        return DISK_MODELS[device.model]()(image, self._submit)
+
+    def close(self) -> None:
+        for image in self._images:
+            image.close()
