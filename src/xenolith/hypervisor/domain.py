@@ -96,6 +96,10 @@ class Domain:
     iomem_ranges: list[tuple[int, int]] = field(default_factory=list)
     pci_functions: frozenset[int] | None = None
     """The PCI functions (bus, device and function number) that HARDWARE is over; None: all."""
+    irqs: frozenset[int] = frozenset()
+    """The irqs that the domain may map though it has not HARDWARE (XEN_DOMCTL_irq_permission)."""
+    has_iommu: bool = False
+    """Whether PCI functions may be given to it (XEN_DOMCTL_CDF_iommu)."""
     rtc_index: int = 0
     pci_config_address: int = 0
     """What the domain last wrote to the index ports of the clock chip and of PCI, which it shares with others."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import EBUSY, ENODEV, XenError
-from xenolith.abi.types import PAGE_SHIFT
+from xenolith.abi.types import DOMID_IO, PAGE_SHIFT
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE, TYPE_WRITABLE
 from xenolith.machine.pci import DmaFault
@@ -32,6 +32,9 @@ class Iommu:
         self._hv = hv
         self._assigned: dict[int, Domain] = {}
         self._given: dict[int, Domain] = {}
+        self.quarantine = Domain(DOMID_IO, "quarantine", 0, has_iommu=True)
+        """Works for nobody: what is assigned to it reaches no memory, and comes back to it until it is taken away."""
+        self._quarantined: set[int] = set()
         self._faults: dict[int, int] = {}
 
     # -- whose ------------------------------------------------------------------------------------------------------
@@ -71,32 +74,42 @@ class Iommu:
         assigned = self._assigned.get(where)
         return assigned if assigned is not None else self.host(where)
 
-    def assign(self, where: int, domain: Domain) -> None:
-        """Take the function from its host and let it work for `domain`.
+    def can_be_assigned(self, where: int) -> bool:
+        """Whether the function works for no guest now."""
+        return self._assigned.get(where, self.quarantine) is self.quarantine
 
-        Raises XenError: ENODEV if there is no such function, EBUSY if it works for a guest already.
-        """
-        if where not in self.functions():
-            raise XenError(ENODEV, f"there is no PCI function {name(where)} that can be given away")
-        if where in self._assigned:
+    def assign(self, where: int, domain: Domain) -> None:
+        """Take the function from its host and let it work for `domain`. Raises XenError(EBUSY) if a guest has it."""
+        if not self.can_be_assigned(where):
             raise XenError(EBUSY, f"PCI function {name(where)} works for {self._assigned[where]}")
         self._part(where)
         self._assigned[where] = domain
+        if domain is self.quarantine:
+            self._quarantined.add(where)
 
     def deassign(self, where: int, domain: Domain) -> None:
-        """Give the function back to its host. Raises XenError(ENODEV) if it does not work for `domain`."""
+        """Give the function back to its host, or to the quarantine that it came from.
+
+        Raises XenError(ENODEV) if it does not work for `domain`.
+        """
         if self._assigned.get(where) is not domain:
             raise XenError(ENODEV, f"PCI function {name(where)} does not work for {domain}")
+        if domain is self.quarantine:
+            self._quarantined.discard(where)
+        self._take_back(where)
+
+    def _take_back(self, where: int) -> None:
         self._part(where)
-        del self._assigned[where]
+        self._assigned.pop(where, None)
+        if where in self._quarantined:
+            self._assigned[where] = self.quarantine
 
     def release(self, domain: Domain) -> None:
         """A domain is dying: what worked for it is reset, so that it is quiet, and goes back to its host."""
         for where, function in self.functions().items():
             if self.owner(where) is domain:
-                self._part(where)
+                self._take_back(where)
                 function.reset()
-        self._assigned = {where: owner for where, owner in self._assigned.items() if owner is not domain}
         self._given = {where: owner for where, owner in self._given.items() if owner is not domain}
 
     def _part(self, where: int) -> None:
@@ -127,7 +140,7 @@ class Iommu:
         frames = self._hv.frames
         if frames.owner[mfn] == domain.domid:
             return not write or not frames.type_count[mfn] or frames.type[mfn] == TYPE_WRITABLE
-        return domain.grants.maps_for_devices(mfn, write)
+        return domain is not self.quarantine and domain.grants.maps_for_devices(mfn, write)
 
     def _fault(self, where: int, domain: Domain | None, maddr: int, length: int, write: bool) -> DmaFault:
         what = f"{'writes' if write else 'reads'} {length} bytes at {maddr:#x}"

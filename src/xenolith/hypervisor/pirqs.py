@@ -83,6 +83,11 @@ class Pirqs:
             domain.events.unbind_irq = partial(self.unbind, domain)
         return state
 
+    def irq(self, domain: Domain, pirq: int) -> int | None:
+        """What is behind `pirq`; None if nothing is."""
+        irq = self.of(domain).irqs.get(pirq, _RESERVED)
+        return None if irq == _RESERVED else irq
+
     # -- mapping ------------------------------------------------------------------------------------------------------
 
     def setup_gsi(self, gsi: int, level: bool, active_low: bool) -> None:

@@ -192,6 +192,9 @@ class PciFunction:
         """It is on `bus` now, as function `where`."""
         self.bus, self.where = bus, where
 
+    def placed(self) -> None:
+        """Firmware has done with it: software will find it as it is now."""
+
     def read_config(self, offset: int, size: int) -> int:
         """A configuration read by software."""
         return self.get(offset, size)
@@ -257,6 +260,7 @@ class PciBus:
                 free[kind] = start + size
             if function.bars:
                 self.write_config(function.where, COMMAND, 2, COMMAND_IO | COMMAND_MEMORY)
+            function.placed()
 
     def set_line(self, function: PciFunction, level: bool) -> None:
         """A function drives the line that its pin is wired to, which stays up while any function drives it."""

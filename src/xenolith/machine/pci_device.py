@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from xenolith.machine.pci import COMMAND, INTERRUPT_PIN, STATUS, BarKind, DmaFault, PciBus, PciFunction
+from xenolith.machine.pci import COMMAND, CONFIG_BYTES, INTERRUPT_PIN, STATUS, BarKind, DmaFault, PciFunction
 
 _COMMAND_MASTER: Final = 1 << 2
 _COMMAND_NO_INTX: Final = 1 << 10
@@ -102,7 +102,7 @@ class PciDevice(PciFunction):
     _table: _MsixTable | None = None
     _reset_at: int = 0
     _intx_asserted: bool = False
-    _at_power_on: bytes = b""
+    _placed: bytes = bytes(CONFIG_BYTES)
 
     # -- what a model declares ----------------------------------------------------------------------------------------
 
@@ -257,9 +257,8 @@ class PciDevice(PciFunction):
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
-    def attached(self, bus: PciBus, where: int) -> None:
-        super().attached(bus, where)
-        self._at_power_on = bytes(self.config)
+    def placed(self) -> None:
+        self._placed = bytes(self.config)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         super().write_config(offset, size, value)
@@ -271,9 +270,9 @@ class PciDevice(PciFunction):
         self._unmasked()
 
     def reset(self) -> None:
-        """Be as when power came on. Models clear their own state, too."""
+        """Be as firmware left it, with its registers in their places. Models clear their own state, too."""
         self.set_intx(False)
-        self.config[:] = self._at_power_on
+        self.config[:] = self._placed
         if self._table is not None:
             self._table.clear()
         if self.bus is not None:

@@ -8,6 +8,7 @@ FAMILIES: Final = (
     "cpu",
     "cpu_policy",
     "domctl",
+    "domctl_devices",
     "domctl_life",
     "domctl_log_dirty",
     "domctl_refused",

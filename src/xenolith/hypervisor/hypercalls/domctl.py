@@ -1,7 +1,8 @@
 """domctl: how one domain makes, inspects and ends others: the edge, where structure, target and right are checked.
 
-The operations are in the modules domctl_*. What Xen does not know it takes for an operation on devices behind an IOMMU,
-which is not there: EOPNOTSUPP. Facts are those of Xen 4.17's xen/common/domctl.c and xen/arch/x86/domctl.c.
+The operations are in the modules domctl_*. What Xen does not know it takes for an operation of its
+IOMMU, which does not know it either: EOPNOTSUPP. Facts are those of Xen 4.17's xen/common/domctl.c and
+xen/arch/x86/domctl.c.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.domctl import (
     XEN_DOMCTL_INTERFACE_VERSION,
+    XEN_DOMCTL_assign_device,
     XEN_DOMCTL_createdomain,
+    XEN_DOMCTL_deassign_device,
     XEN_DOMCTL_getdomaininfo,
+    XEN_DOMCTL_test_assign_device,
     XenDomctl,
 )
 from xenolith.abi.errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenError
 from xenolith.abi.hypercalls import BY_NUMBER, HYPERVISOR_domctl
-from xenolith.abi.types import DOMID_FIRST_RESERVED
+from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_IO
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, Reported, hypercall
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.hypervisor.vcpu import Vcpu
 
+_DEVICE_OPERATIONS: Final = (XEN_DOMCTL_assign_device, XEN_DOMCTL_test_assign_device, XEN_DOMCTL_deassign_device)
+"""These are also for DOMID_IO, which stands for nobody; who may do them is decided by the device."""
 _ARGUMENT: Final[int] = XenDomctl.u.offset
 _DECLARED: Final = frozenset(operation.number for operation in BY_NUMBER[HYPERVISOR_domctl].operations)
 
@@ -59,6 +65,8 @@ def domctl(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
 
 def _target(hv: Hypervisor, caller: Vcpu, op: XenDomctl, action: str) -> Domain:
     """The domain that an operation is about, if the caller controls it."""
+    if op.domain == DOMID_IO and op.cmd in _DEVICE_OPERATIONS:
+        return hv.iommu.quarantine
     domain = hv.domains.get(op.domain)
     if op.cmd == XEN_DOMCTL_getdomaininfo:
         domain = domain or _next_domain(hv, op.domain)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.domctl import (
     XEN_DOMCTL_CDF_MAX,
+    XEN_DOMCTL_IOMMU_MAX,
     XEN_INVALID_MAX_VCPU_ID,
     XEN_X86_EMU_PIT,
     XEN_X86_MSR_RELAXED,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 
 _KNOWN_FLAGS: Final = XEN_DOMCTL_CDF_MAX * 2 - 1
 _HARDWARE_ONLY: Final = XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap | XEN_DOMCTL_CDF_nested_virt
+_IOMMU_OPTIONS: Final = XEN_DOMCTL_IOMMU_MAX * 2 - 1
 _NEWEST_GRANT_VERSION: Final = 2
 _INT_MAX: Final = (1 << 31) - 1
 _MOST_PAGES: Final = (1 << 32) - 1
@@ -100,7 +102,7 @@ def createdomain(hv: Hypervisor, caller: Vcpu, op: XenDomctl) -> None:
     wanted = op.domain if 0 < op.domain < DOMID_FIRST_RESERVED else None
     if wanted in hv.domains:
         raise XenError(EEXIST, f"there is a domain {wanted}")
-    _check_config(config)
+    _check_config(config, hv.pc is not None)
     capabilities = Capability.NONE
     if config.flags & XEN_DOMCTL_CDF_xs_domain:
         has_store = subject.can(Capability.STORE)
@@ -114,20 +116,23 @@ def createdomain(hv: Hypervisor, caller: Vcpu, op: XenDomctl) -> None:
     domain.grants.max_frames = _or_default(config.max_grant_frames, DEFAULT_MAX_FRAMES)
     domain.grants.max_mappings = _or_default(config.max_maptrack_frames, DEFAULT_MAPTRACK_FRAMES) * MAPPINGS_PER_FRAME
     domain.grants.max_version = config.grant_opts & XEN_DOMCTL_GRANT_version_mask
+    domain.has_iommu = bool(config.flags & XEN_DOMCTL_CDF_iommu)
     domain.emulation_flags, domain.misc_flags = config.arch.emulation_flags, config.arch.misc_flags
     hv.lifecycle.pause(domain)
     op.domain = domain.domid
     hv.publish("create", domid=domain.domid, name=domain.name, creator=subject.domid)
 
 
-def _check_config(config: XenDomctlCreatedomain) -> None:
-    """Raise XenError as sanitise_domain_config and domain_create do for a machine without HVM, IOMMU and vPMU."""
+def _check_config(config: XenDomctlCreatedomain, has_iommu: bool) -> None:
+    """Raise XenError as sanitise_domain_config and domain_create do for a machine without HVM and vPMU."""
     wrong = {
         "unknown flags": config.flags & ~_KNOWN_FLAGS,
         "unknown grant options": config.grant_opts & ~XEN_DOMCTL_GRANT_version_mask,
         "an impossible number of vCPUs": not 1 <= config.max_vcpus <= MAX_VCPUS,
         "not a PV domain": config.flags & _HARDWARE_ONLY,
-        "there is no IOMMU": config.flags & XEN_DOMCTL_CDF_iommu or config.iommu_opts,
+        "there is no IOMMU": config.flags & XEN_DOMCTL_CDF_iommu and not has_iommu,
+        "wrong options of the IOMMU": config.iommu_opts & ~_IOMMU_OPTIONS
+        or (config.iommu_opts and not config.flags & XEN_DOMCTL_CDF_iommu),
         "there is no tracing of vCPUs": config.vmtrace_size,
         "there is no vPMU": config.flags & XEN_DOMCTL_CDF_vpmu,
         "unknown misc_flags": config.arch.misc_flags & ~XEN_X86_MSR_RELAXED,

@@ -8,7 +8,6 @@ from xenolith.abi.hypercalls import HYPERVISOR_domctl
 from xenolith.hypervisor.hypercalls.table import refuse
 
 _HVM: Final = "for HVM domains"
-_IOMMU: Final = "there is no IOMMU"
 _ARM: Final = "not on x86"
 _PSR: Final = "the processor cannot part its caches"
 _OLD: Final = "Xen has it no more"
@@ -26,10 +25,6 @@ _ANSWERS: Final = (
     (EOPNOTSUPP, _HVM, abi.XEN_DOMCTL_ioport_mapping),
     (EOPNOTSUPP, _HVM, abi.XEN_DOMCTL_mem_sharing_op),
     (EOPNOTSUPP, _HVM, abi.XEN_DOMCTL_set_paging_mempool_size),
-    (EOPNOTSUPP, _IOMMU, abi.XEN_DOMCTL_assign_device),
-    (EOPNOTSUPP, _IOMMU, abi.XEN_DOMCTL_deassign_device),
-    (EOPNOTSUPP, _IOMMU, abi.XEN_DOMCTL_get_device_group),
-    (EOPNOTSUPP, _IOMMU, abi.XEN_DOMCTL_test_assign_device),
     (EOPNOTSUPP, _ARM, abi.XEN_DOMCTL_cacheflush),
     (EOPNOTSUPP, _ARM, abi.XEN_DOMCTL_vuart_op),
     (EOPNOTSUPP, _OLD, abi.XEN_DOMCTL_real_mode_area),

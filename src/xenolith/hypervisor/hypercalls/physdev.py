@@ -58,6 +58,7 @@ from xenolith.abi.physdev import (
     XENIRQSTAT_needs_eoi,
     XENIRQSTAT_shared,
 )
+from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.frames import TYPE_WRITABLE
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
@@ -188,12 +189,15 @@ def setup_gsi(hv: Hypervisor, caller: Vcpu, argument: PhysdevSetupGsi) -> None:
     hv.pirqs.setup_gsi(argument.gsi, level=bool(argument.triggering), active_low=bool(argument.polarity))
 
 
-@operation(HYPERVISOR_physdev_op, PHYSDEVOP_map_pirq, copy_back=True, needs=Capability.HARDWARE)
+@operation(HYPERVISOR_physdev_op, PHYSDEVOP_map_pirq, copy_back=True)
 def map_pirq(hv: Hypervisor, caller: Vcpu, argument: PhysdevMapPirq) -> None:
     """Map a GSI, or messages of a PCI function, to pirqs of a domain. (A function of another bus has no device here.)
 
     Raises XenError: what `Pirqs.map_gsi`, `map_msi` and `map_msix` raise, EDOM for an impossible number of messages.
     """
+    is_own = argument.domid in (DOMID_SELF, caller.domain.domid)
+    if not (is_own and argument.type == MAP_PIRQ_TYPE_GSI and argument.index in caller.domain.irqs):
+        hv.policy.require(caller.domain, Capability.HARDWARE, "PHYSDEVOP_map_pirq")
     domain = hv.domain_by_id(caller, argument.domid)
     hv.policy.require_target(caller.domain, domain, "map a physical interrupt")
     if argument.type == MAP_PIRQ_TYPE_GSI:

@@ -28,6 +28,7 @@ from xenolith.abi.sysctl import (
     XEN_SYSCTL_numainfo,
     XEN_SYSCTL_pcitopoinfo,
     XEN_SYSCTL_perfc_op,
+    XEN_SYSCTL_PHYSCAP_directio,
     XEN_SYSCTL_PHYSCAP_gnttab_v1,
     XEN_SYSCTL_PHYSCAP_gnttab_v2,
     XEN_SYSCTL_PHYSCAP_pv,
@@ -179,6 +180,8 @@ def physinfo(hv: Hypervisor, caller: Vcpu, argument: XenSysctlPhysinfo) -> None:
     argument.max_cpu_id = argument.max_node_id = 0
     argument.cpu_khz = hv.tsc_khz
     argument.capabilities = XEN_SYSCTL_PHYSCAP_pv | XEN_SYSCTL_PHYSCAP_gnttab_v1 | XEN_SYSCTL_PHYSCAP_gnttab_v2
+    if hv.pc is not None:
+        argument.capabilities |= XEN_SYSCTL_PHYSCAP_directio
     argument.arch_capabilities = 0
     argument.total_pages = hv.frames.ram_frames
     argument.free_pages, argument.scrub_pages = hv.frames.free_frames, 0
