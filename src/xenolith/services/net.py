@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +12,23 @@ from typing import Final
 from xenolith.abi.errno import XenError
 from xenolith.backends.net.credit import Credit, parse_rate
 from xenolith.backends.net.multicast import MulticastFilter
-from xenolith.backends.net.offload import Offers, adapt
-from xenolith.backends.net.packet import Packet, flow
 from xenolith.backends.net.rx import RxRing
-from xenolith.backends.net.switch import Switch
 from xenolith.backends.net.tx import TxRing
 from xenolith.errors import UserError
 from xenolith.hypervisor.native import Mapping
 from xenolith.loader.registry import Progress
+from xenolith.machine.offload import Offers, adapt
+from xenolith.machine.packet import Packet, flow
 from xenolith.services.backend import Backend, Ends, Nodes
-from xenolith.services.network.capture import Capture
 from xenolith.services.network.copies import GrantCopies
 from xenolith.services.network.networks import Networks
 from xenolith.services.network.passt import UserNetwork
 from xenolith.services.network.tap import Tap
-from xenolith.services.network.uplink import Uplink, UplinkGone
+from xenolith.services.network.uplink import Uplink
+from xenolith.services.network.wire import Wire
 from xenolith.services.service import Context
 
 _MAX_QUEUES: Final = 4
-_BACKLOG_BYTES: Final = 1 << 20
-"""What may wait for a guest before its uplink is not read any more."""
 _REOPEN_NS: Final = 1_000_000_000
 _FEATURES: Final[Nodes] = {
     "feature-rx-copy": 1,
@@ -89,7 +86,7 @@ class _Queue:
 
 
 class Vif:
-    """One network device of one guest (a Device, and the Port of a Switch)."""
+    """One network device of one guest (a Device, and the End of a Wire)."""
 
     def __init__(self, service: NetService, ends: Ends) -> None:
         self._service = service
@@ -103,11 +100,8 @@ class Vif:
         self._multicast = MulticastFilter()
         self._credit: Credit | None = None
         self._waits_for_credit = False
-        self._switch: Switch | None = None
         self._source: UserNetwork | Tap | None = None
-        self._uplink: Uplink | None = None
-        self._reading = self._writing = False
-        self._capture: Capture | None = None
+        self._wire = Wire(self._networks, service.context.host, self._kernel.now_ns, self)
 
     # -- Device -------------------------------------------------------------------------------------------------------
 
@@ -116,10 +110,10 @@ class Vif:
         self._credit = parse_rate(await ends.read("rate"), self._kernel.now_ns())
         path = await ends.read("xenolith/pcap")
         if path:
-            self._capture = self._networks.capture(self._key, Path(path), self._kernel.now_ns())
+            self._wire.capture = self._networks.capture(self._key, Path(path), self._kernel.now_ns())
         self._source = await self._read_source()
         if self._source is None:
-            self._switch = self._networks.switch(await ends.read("bridge"))
+            self._wire.switch = self._networks.switch(await ends.read("bridge"))
         else:
             await self._open_uplink(self._source)
         return {**_FEATURES, "carrier": 1}
@@ -143,9 +137,7 @@ class Vif:
         except Exception:
             self.disconnect()
             raise
-        if self._switch is not None:
-            self._switch.attach(self)
-        self._look_after_reading()
+        self._wire.up()
         return {}
 
     async def changed(self) -> None:
@@ -154,10 +146,8 @@ class Vif:
             raise UserError(f"the guest has broken the ring: {broken}")
 
     def disconnect(self) -> None:
-        if self._switch is not None:
-            self._switch.detach(self)
+        self._wire.down()
         queues, self._queues = self._queues, []
-        self._look_after_reading()
         for queue in queues:
             for port in {queue.tx_port, queue.rx_port} - {0}:
                 with suppress(XenError):
@@ -165,7 +155,7 @@ class Vif:
             queue.shared.unmap()
 
     def close(self) -> None:
-        self._let_go_of_uplink()
+        self._wire.let_go()
         if not self._service.stopping:
             self._networks.forget(self._key)
 
@@ -210,7 +200,7 @@ class Vif:
         shared = kernel.map_grants(domid, refs)
         tx_page, rx_page = shared.views
         queue = _Queue(
-            TxRing(tx_page, lambda pieces: copies.gather(domid, pieces), self._forward, self._multicast, self._admit),
+            TxRing(tx_page, lambda pieces: copies.gather(domid, pieces), self._wire.send, self._multicast, self._admit),
             RxRing(rx_page, lambda pages: copies.scatter(domid, pages), scatter_gather),
             shared,
         )
@@ -230,7 +220,7 @@ class Vif:
     def _signalled(self, queue: _Queue) -> None:
         """The frontend has signalled: it sends, or it has room for what waits for it, or both."""
         self._send_on(queue)
-        self.settle()
+        self._wire.settle()
         self._networks.settle()
 
     def _send_on(self, queue: _Queue) -> None:
@@ -239,15 +229,7 @@ class Vif:
         if queue.tx.held_back:
             self._wait_for_credit()
         self._look_after_ring(queue.tx)
-        self._flush()
-
-    def _forward(self, packet: Packet) -> None:
-        self._record(packet)
-        if self._uplink is not None:
-            for adapted in adapt(packet, self._uplink.offers):
-                self._uplink.send(adapted)
-        elif self._switch is not None:
-            self._switch.send(self, packet)
+        self._wire.flush()
 
     def _admit(self, size: int) -> bool:
         return self._credit is None or self._credit.take(size, self._kernel.now_ns())
@@ -265,33 +247,27 @@ class Vif:
 
         self._kernel.at(self._credit.next_ns, given)
 
-    # -- packets for the guest ----------------------------------------------------------------------------------------
+    # -- packets for the guest (End) ----------------------------------------------------------------------------------
 
-    def deliver(self, packet: Packet) -> None:
-        """Have a packet given to the guest, by the next `Networks.settle`."""
+    @property
+    def backlog(self) -> int:
+        return sum(queue.rx.waiting.bytes for queue in self._queues)
+
+    def take(self, packet: Packet) -> bool:
         if not self._queues or not self._multicast.passes(packet):
-            return
-        self._record(packet)
+            return False
         queue = self._queues[0]
         if len(self._queues) > 1:
             queue = self._queues[zlib.crc32(flow(packet.data)) % len(self._queues)]
         for adapted in adapt(packet, self._offers):
             queue.rx.queue(adapted)
-        self._networks.is_due(self)
+        return True
 
     def settle(self) -> None:
-        """Give the guest what it has room for."""
         for queue in self._queues:
             if queue.rx.service():
                 self._notify(queue.rx_port)
             self._look_after_ring(queue.rx)
-        self._look_after_reading()
-        if self._capture is not None:
-            self._capture.flush()
-
-    def _record(self, packet: Packet) -> None:
-        if self._capture is not None:
-            self._capture.add(packet.data, self._kernel.now_ns())
 
     def _notify(self, port: int) -> None:
         with suppress(XenError):  # a guest that has closed its end is not there to be told
@@ -306,59 +282,10 @@ class Vif:
     async def _open_uplink(self, source: UserNetwork | Tap) -> None:
         progress = self._service.progress()
         make: Callable[[], Uplink] = source.open if isinstance(source, Tap) else lambda: source.open(progress)
-        self._uplink = await self._context.host.submit(lambda: self._networks.uplink(self._key, make))
+        self._wire.uplink = await self._context.host.submit(lambda: self._networks.uplink(self._key, make))
 
-    def _look_after_reading(self) -> None:
-        """Read from the uplink while there is a guest that keeps up with it."""
-        uplink = self._uplink
-        if uplink is None:
-            return
-        wanted = bool(self._queues) and sum(queue.rx.backlog for queue in self._queues) < _BACKLOG_BYTES
-        if wanted and not self._reading:
-            self._context.host.watch_readable(uplink.reading, self._receive)
-        elif self._reading and not wanted:
-            self._context.host.unwatch(uplink.reading)
-        self._reading = wanted
-
-    def _receive(self) -> None:
-        if self._uplink is None:
-            return
-        try:
-            packets: Sequence[Packet] = self._uplink.receive()
-        except UplinkGone:
-            self._lost_uplink()
-            return
-        for packet in packets:
-            self.deliver(packet)
-        self._networks.settle()
-
-    def _flush(self) -> None:
-        """Have the uplink take what waits for it."""
-        uplink = self._uplink
-        if uplink is None:
-            return
-        try:
-            waits = uplink.flush()
-        except UplinkGone:
-            self._lost_uplink()
-            return
-        if waits and not self._writing:
-            self._context.host.watch_writable(uplink.writing, self._flush)
-        elif self._writing and not waits:
-            self._context.host.unwatch(uplink.writing)
-        self._writing = waits
-
-    def _let_go_of_uplink(self) -> None:
-        uplink, self._uplink = self._uplink, None
-        if uplink is not None:
-            for watched, fd in ((self._reading, uplink.reading), (self._writing, uplink.writing)):
-                if watched:
-                    self._context.host.unwatch(fd)
-        self._reading = self._writing = False
-
-    def _lost_uplink(self) -> None:
-        """What was behind it has ended: the guest's cable is out until there is another."""
-        self._let_go_of_uplink()
+    def cut(self) -> None:
+        """The guest's cable is out until there is another network."""
         self._networks.drop_uplink(self._key)
         self._context.log(f"{self._ends.path}: the network behind the device has ended; it is started again")
         self._context.tasks.spawn(self._ends.write({"carrier": 0}))
@@ -368,12 +295,12 @@ class Vif:
         self._context.tasks.spawn(self._reopen())
 
     async def _reopen(self) -> None:
-        if not self._queues or self._source is None or self._uplink is not None:
+        if not self._queues or self._source is None or self._wire.uplink is not None:
             return
         try:
             await self._open_uplink(self._source)
         except UserError as error:
             self._context.log(f"{self._ends.path}: {error}")
             return
-        self._look_after_reading()
+        self._wire.look_after_reading()
         await self._ends.write({"carrier": 1})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenolith.backends.net.packet import Packet
+from xenolith.machine.packet import Packet
 
 MAX_ADDRESSES: Final = 64
 """As many as Linux's netback keeps for a device (XEN_NETBK_MCAST_MAX)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -18,15 +17,13 @@ from xenolith.abi.io.netif import (
     NETRXF_more_data,
 )
 from xenolith.abi.types import PAGE_SIZE
-from xenolith.backends.net.packet import Packet
 from xenolith.backends.ring import BackRing, RingBroken
+from xenolith.machine.network import PacketQueue
+from xenolith.machine.packet import Packet
 
 SLOT_BYTES: Final = NetifRxRequest.sizeof()
 BATCH_SLOTS: Final = 256
 """Pages that are filled at once."""
-QUEUE_BYTES: Final = 4 << 20
-QUEUE_PACKETS: Final = 4096
-"""What waits for a guest that gives no pages; more is lost, as on a wire."""
 _REQUEST: Final = struct.Struct("<HHI")
 _RESPONSE: Final = struct.Struct("<HHHh")
 _GSO_EXTRA: Final = struct.Struct("<BBHBBH")
@@ -45,33 +42,28 @@ class RxRing:
     """The receive ring in `page`. Packets are queued by `queue` and given to the guest by `service`, which is to be
     called after that and when the guest has signalled.
 
-    `scatter_gather`: the guest takes packets of several pages. `broken` is why the ring is served no more, if the
-    guest broke it. `lost` counts packets for which there was no room.
+    `scatter_gather`: the guest takes packets of several pages. `waiting` are the packets for which there are no pages.
+    `broken` is why the ring is served no more, if the guest broke it.
     """
 
     def __init__(self, page: memoryview, scatter: Scatter, scatter_gather: bool = True) -> None:
         self._ring = BackRing([page], SLOT_BYTES)
         self._scatter = scatter
         self._scatter_gather = scatter_gather
-        self._waiting: deque[Packet] = deque()
-        self.backlog = 0
-        """Bytes of packets that wait for pages."""
-        self.lost = 0
+        self.waiting = PacketQueue()
         self.broken = ""
 
     def queue(self, packet: Packet) -> None:
         """Have a packet given to the guest as soon as it has room for it."""
-        fits = len(packet.data) <= PAGE_SIZE or self._scatter_gather
-        if not fits or self.backlog >= QUEUE_BYTES or len(self._waiting) >= QUEUE_PACKETS:
-            self.lost += 1
-            return
-        self._waiting.append(packet)
-        self.backlog += len(packet.data)
+        if len(packet.data) <= PAGE_SIZE or self._scatter_gather:
+            self.waiting.put(packet)
+        else:
+            self.waiting.lost += 1
 
     def service(self) -> bool:
         """Fill the guest's pages. Returns whether it wants to be signalled for that."""
         notify = False
-        while not self.broken and self._waiting:
+        while not self.broken and self.waiting:
             pages: list[tuple[int, bytes]] = []
             responses: list[_Response | bytes] = []
             try:
@@ -85,13 +77,11 @@ class RxRing:
         return notify
 
     def _place_batch(self, pages: list[tuple[int, bytes]], responses: list[_Response | bytes]) -> None:
-        while self._waiting and len(responses) < BATCH_SLOTS:
-            needed = _slots(self._waiting[0])
+        while self.waiting and len(responses) < BATCH_SLOTS:
+            needed = _slots(self.waiting.first)
             if self._ring.waiting() < needed and not self._ring.ask_for_event(needed):
                 return
-            packet = self._waiting.popleft()
-            self.backlog -= len(packet.data)
-            self._place(packet, pages, responses)
+            self._place(self.waiting.take(), pages, responses)
 
     def _place(self, packet: Packet, pages: list[tuple[int, bytes]], responses: list[_Response | bytes]) -> None:
         """Take pages for one packet, for which there are enough."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from xenolith.backends.net.packet import Packet
+from xenolith.machine.packet import Packet
 
 ADDRESSES_PER_PORT: Final = 256
 """Addresses that are remembered of one port. More belong to a guest that makes them up, which costs only itself."""

@@ -32,9 +32,9 @@ from xenolith.abi.io.netif import (
 )
 from xenolith.abi.types import PAGE_SIZE
 from xenolith.backends.net.multicast import MulticastFilter
-from xenolith.backends.net.offload import is_sound
-from xenolith.backends.net.packet import ETH_HLEN, Packet
 from xenolith.backends.ring import BackRing, RingBroken
+from xenolith.machine.offload import is_sound
+from xenolith.machine.packet import ETH_HLEN, Packet
 
 SLOT_BYTES: Final = NetifTxRequest.sizeof()
 FATAL_SLOTS: Final = 20

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
-from xenolith.backends.net.offload import Offers
-from xenolith.backends.net.packet import MAX_PACKET, Packet
 from xenolith.errors import UserError
 from xenolith.loader import registry
+from xenolith.machine.offload import Offers
+from xenolith.machine.packet import MAX_PACKET, Packet
 from xenolith.services.network.uplink import UplinkGone
 
 ADDRESS: Final = "10.0.2.15"

@@ -11,10 +11,10 @@ from errno import EBUSY, EPERM
 from pathlib import Path
 from typing import Final
 
-from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_NONE, XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
-from xenolith.backends.net.offload import EVERYTHING, is_sound
-from xenolith.backends.net.packet import IPPROTO_TCP, MAX_PACKET, Packet, transport
 from xenolith.errors import UserError
+from xenolith.machine.offload import EVERYTHING, is_sound
+from xenolith.machine.packet import MAX_PACKET, Packet
+from xenolith.machine.vnet_header import HEADER_BYTES, header_of, packet_of
 from xenolith.services.network.uplink import UplinkGone
 
 _CONTROL: Final = Path("/dev/net/tun")
@@ -26,13 +26,6 @@ _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _TUN_F_CSUM_TSO4_TSO6: Final = 0x07
-# linux/virtio_net.h: flags, GSO type, header length, GSO size, where to begin the sum, where to put it.
-_VIRTIO_HEADER: Final = struct.Struct("<BBHHHH")
-_NEEDS_CSUM: Final = 1
-_DATA_VALID: Final = 2
-_GSO_TYPES: Final = {XEN_NETIF_GSO_TYPE_NONE: 0, XEN_NETIF_GSO_TYPE_TCPV4: 1, XEN_NETIF_GSO_TYPE_TCPV6: 4}
-_XEN_TYPES: Final = {number: xen for xen, number in _GSO_TYPES.items()}
-_GSO_ECN: Final = 0x80
 _PACKETS_AT_ONCE: Final = 64
 
 
@@ -60,7 +53,7 @@ class TapUplink:
         try:
             flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
             fcntl.ioctl(self.reading, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-            fcntl.ioctl(self.reading, _TUNSETVNETHDRSZ, struct.pack("i", _VIRTIO_HEADER.size))
+            fcntl.ioctl(self.reading, _TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
             fcntl.ioctl(self.reading, _TUNSETOFFLOAD, _TUN_F_CSUM_TSO4_TSO6)
         except OSError as error:
             os.close(self.reading)
@@ -69,7 +62,7 @@ class TapUplink:
 
     def send(self, packet: Packet) -> None:
         try:
-            os.writev(self.writing, [_to_virtio(packet), packet.data])
+            os.writev(self.writing, [header_of(packet), packet.data])
         except OSError:
             return  # the device is down, or has no room: a packet that is lost, as on a wire
 
@@ -80,8 +73,9 @@ class TapUplink:
         packets: list[Packet] = []
         try:
             while len(packets) < _PACKETS_AT_ONCE:
-                packet = _from_virtio(os.read(self.reading, _VIRTIO_HEADER.size + MAX_PACKET))
-                if is_sound(packet):
+                data = os.read(self.reading, HEADER_BYTES + MAX_PACKET)
+                packet = packet_of(data[:HEADER_BYTES], data[HEADER_BYTES:])
+                if packet is not None and is_sound(packet):
                     packets.append(packet)
         except BlockingIOError:
             pass
@@ -103,21 +97,3 @@ def _refusal(name: str, error: OSError) -> UserError:
     if error.errno == EBUSY:
         return UserError(f"the tap device {name} is in use", "give every guest one of its own")
     return UserError(f"the tap device {name} cannot be had: {error.strerror}")
-
-
-def _to_virtio(packet: Packet) -> bytes:
-    flags = _DATA_VALID if packet.validated else 0
-    start = offset = header = 0
-    found = transport(packet.data) if packet.blank else None
-    if found is not None:
-        flags, start, offset = _NEEDS_CSUM, found.start, found.checksum - found.start
-        if found.protocol == IPPROTO_TCP:
-            header = start + (packet.data[start + 12] >> 4) * 4
-    return _VIRTIO_HEADER.pack(flags, _GSO_TYPES[packet.gso_type], header, packet.gso_size, start, offset)
-
-
-def _from_virtio(data: bytes) -> Packet:
-    flags, kind, _, size, _, _ = _VIRTIO_HEADER.unpack_from(data)
-    blank = bool(flags & _NEEDS_CSUM)
-    gso_type = _XEN_TYPES.get(kind & ~_GSO_ECN, XEN_NETIF_GSO_TYPE_NONE)
-    return Packet(data[_VIRTIO_HEADER.size :], blank, blank or bool(flags & _DATA_VALID), gso_type, size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from xenolith.backends.net.offload import Offers
-from xenolith.backends.net.packet import Packet
+from xenolith.machine.offload import Offers
+from xenolith.machine.packet import Packet
 
 
 class UplinkGone(Exception):

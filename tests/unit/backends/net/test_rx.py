@@ -17,8 +17,9 @@ from xenolith.abi.io.netif import (
     NETRXF_extra_info,
     NETRXF_more_data,
 )
-from xenolith.backends.net.packet import Packet
-from xenolith.backends.net.rx import QUEUE_BYTES, QUEUE_PACKETS, RxRing
+from xenolith.backends.net.rx import RxRing
+from xenolith.machine.network import QUEUE_BYTES, QUEUE_PACKETS
+from xenolith.machine.packet import Packet
 
 
 class Receiver:
@@ -77,11 +78,11 @@ def test_packets_wait_for_pages_and_the_guest_is_asked_to_tell_when_there_are_en
     guest.post(2)
     assert guest.get(Packet(bytes(9000))) == []
     assert guest.ring.head.req_event == 3
-    assert guest.rx.backlog == 9000
+    assert guest.rx.waiting.bytes == 9000
     guest.post(1)
     guest.rx.service()
     assert [answer[3] for answer in guest.ring.answers("<HHHh")] == [4096, 4096, 808]
-    assert not guest.rx.backlog
+    assert not guest.rx.waiting.bytes
 
 
 def test_a_batch_is_copied_at_once() -> None:
@@ -103,15 +104,15 @@ def test_what_a_guest_cannot_take_is_lost_and_no_more_waits_than_there_is_room_f
     guest = Receiver(scatter_gather=False)
     guest.post(9)
     assert guest.get(Packet(bytes(4097)), Packet(bytes(4096))) == [(0, 0, 0, 4096)]
-    assert guest.rx.lost == 1
+    assert guest.rx.waiting.lost == 1
     other = Receiver()
     for _ in range(QUEUE_PACKETS + 10):
         other.rx.queue(Packet(bytes(60)))
-    assert other.rx.lost == 10
+    assert other.rx.waiting.lost == 10
     long = Receiver()
     for _ in range(200):
         long.rx.queue(Packet(bytes(60000)))
-    assert long.rx.backlog < QUEUE_BYTES + 60000
+    assert long.rx.waiting.bytes < QUEUE_BYTES + 60000
 
 
 def test_a_ring_that_jumps_is_broken() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.unit.backends.net.frames import A, B
 from xenolith.backends.net.credit import Credit, parse_rate
 from xenolith.backends.net.multicast import MAX_ADDRESSES, MulticastFilter
-from xenolith.backends.net.packet import Packet
 from xenolith.backends.net.switch import ADDRESSES_PER_PORT, Switch
+from xenolith.machine.packet import Packet
 
 C = bytes.fromhex("00163e000003")
 ALL = b"\xff" * 6

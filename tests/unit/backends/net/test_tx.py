@@ -26,8 +26,8 @@ from xenolith.abi.io.netif import (
     NETTXF_more_data,
 )
 from xenolith.backends.net.multicast import MulticastFilter
-from xenolith.backends.net.packet import Packet
 from xenolith.backends.net.tx import FATAL_SLOTS, TxRing
+from xenolith.machine.packet import Packet
 
 GROUP = bytes.fromhex("01005e000001")
 

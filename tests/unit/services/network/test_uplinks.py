@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.backends.net.frames import A, is_right, tcp, udp
-from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_TCPV4
-from xenolith.backends.net.offload import Offers, adapt
-from xenolith.backends.net.packet import Packet
 from xenolith.errors import UserError
 from xenolith.loader import registry
+from xenolith.machine.offload import Offers, adapt
+from xenolith.machine.packet import GSO_TCPV4, Packet
 from xenolith.services.network import passt
 from xenolith.services.network.passt import ADDRESS, GATEWAY, PasstUplink, UserNetwork
 from xenolith.services.network.tap import Tap, TapUplink
@@ -130,7 +129,7 @@ def test_a_tap_carries_packets_with_their_offloads(tap: TapUplink) -> None:
     assert packet.data.endswith(b"x" * 100)
     (completed,) = adapt(packet, Offers())
     assert is_right(completed.data)
-    tap.send(Packet(tcp(bytes(5000)), True, True, XEN_NETIF_GSO_TYPE_TCPV4, 1448))
+    tap.send(Packet(tcp(bytes(5000)), True, True, GSO_TCPV4, 1448))
     assert _read(f"/sys/class/net/{NAME}/statistics/rx_packets") == 1
     with pytest.raises(UserError, match="in use"):
         Tap(NAME).open()

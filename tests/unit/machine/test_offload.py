@@ -6,11 +6,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.backends.net.frames import is_right, tcp, udp, words_sum
-from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
-from xenolith.backends.net.offload import EVERYTHING, MAX_SEGMENTS, Offers, adapt, checksum, is_sound, segments
-from xenolith.backends.net.packet import Packet, transport
+from xenolith.machine.offload import EVERYTHING, MAX_SEGMENTS, Offers, adapt, checksum, is_sound, segments
+from xenolith.machine.packet import GSO_TCPV4, GSO_TCPV6, Packet, transport
 
-GSO = {4: XEN_NETIF_GSO_TYPE_TCPV4, 6: XEN_NETIF_GSO_TYPE_TCPV6}
+GSO = {4: GSO_TCPV4, 6: GSO_TCPV6}
 versions = st.sampled_from((4, 6))
 
 
@@ -71,7 +70,7 @@ def test_segments_are_the_packets_that_the_sender_would_have_sent(
 
 
 def test_a_large_packet_goes_whole_to_who_takes_it_and_gets_its_checksum_if_that_is_wanted() -> None:
-    packet = Packet(tcp(bytes(9000)), True, True, XEN_NETIF_GSO_TYPE_TCPV4, 1448)
+    packet = Packet(tcp(bytes(9000)), True, True, GSO_TCPV4, 1448)
     assert adapt(packet, EVERYTHING) == (packet,)
     (summed,) = adapt(packet, Offers(gso_v4=True))
     assert summed.gso_size == 1448
@@ -81,11 +80,11 @@ def test_a_large_packet_goes_whole_to_who_takes_it_and_gets_its_checksum_if_that
 
 def test_headers_that_are_not_what_was_said_are_unsound() -> None:
     good = tcp(bytes(3000))
-    assert is_sound(Packet(good, True, True, XEN_NETIF_GSO_TYPE_TCPV4, 1448))
-    assert not is_sound(Packet(good, True, True, XEN_NETIF_GSO_TYPE_TCPV6, 1448)), "it is IPv4"
-    assert not is_sound(Packet(udp(bytes(3000)), True, True, XEN_NETIF_GSO_TYPE_TCPV4, 1448)), "it is UDP"
-    assert not is_sound(Packet(good[:60], True, True, XEN_NETIF_GSO_TYPE_TCPV4, 1448)), "it is cut off"
-    assert not is_sound(Packet(tcp(bytes(3 * MAX_SEGMENTS)), True, True, XEN_NETIF_GSO_TYPE_TCPV4, 2))
+    assert is_sound(Packet(good, True, True, GSO_TCPV4, 1448))
+    assert not is_sound(Packet(good, True, True, GSO_TCPV6, 1448)), "it is IPv4"
+    assert not is_sound(Packet(udp(bytes(3000)), True, True, GSO_TCPV4, 1448)), "it is UDP"
+    assert not is_sound(Packet(good[:60], True, True, GSO_TCPV4, 1448)), "it is cut off"
+    assert not is_sound(Packet(tcp(bytes(3 * MAX_SEGMENTS)), True, True, GSO_TCPV4, 2))
     assert not is_sound(Packet(b"\xff" * 60, blank=True))
     fragment = bytearray(udp(b"hello"))
     fragment[20] |= 0x20

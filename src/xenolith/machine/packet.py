@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_NONE
-
 ETH_HLEN: Final = 14
 ETH_ALEN: Final = 6
 IPPROTO_TCP: Final = 6
 IPPROTO_UDP: Final = 17
 MAX_PACKET: Final = 0xFFFF
-"""Bytes of the longest packet, with its Ethernet header (XEN_NETIF_MAX_TX_SIZE)."""
+"""Bytes of the longest packet, with its Ethernet header (XEN_NETIF_MAX_TX_SIZE of public/io/netif.h)."""
+GSO_NONE: Final = 0
+GSO_TCPV4: Final = 1
+GSO_TCPV6: Final = 2
+"""What a packet is to be cut into, by the numbers of XEN_NETIF_GSO_TYPE_*."""
+
 
 _ETH_P_IP: Final = 0x0800
 _ETH_P_IPV6: Final = 0x86DD
@@ -31,14 +34,14 @@ class Packet(NamedTuple):
     """An Ethernet frame without its check sequence.
 
     `blank`: the TCP or UDP checksum is still to be completed. `validated`: it was looked at, or needs no look, because
-    the packet never was on a wire. `gso_type` XEN_NETIF_GSO_TYPE_*: a TCP packet that stands for several with at most
+    the packet never was on a wire. `gso_type` other than GSO_NONE: a TCP packet that stands for several with at most
     `gso_size` bytes of payload each.
     """
 
     data: bytes
     blank: bool = False
     validated: bool = False
-    gso_type: int = XEN_NETIF_GSO_TYPE_NONE
+    gso_type: int = GSO_NONE
     gso_size: int = 0
 
     @property

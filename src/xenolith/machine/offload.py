@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_NONE, XEN_NETIF_GSO_TYPE_TCPV4, XEN_NETIF_GSO_TYPE_TCPV6
-from xenolith.backends.net.packet import IPPROTO_TCP, IPPROTO_UDP, Packet, Transport, transport
+from xenolith.machine.packet import (
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    Packet,
+    Transport,
+    transport,
+)
 
-_GSO_VERSION: Final = {XEN_NETIF_GSO_TYPE_TCPV4: 4, XEN_NETIF_GSO_TYPE_TCPV6: 6}
+_GSO_VERSION: Final = {GSO_TCPV4: 4, GSO_TCPV6: 6}
 MAX_SEGMENTS: Final = 1366
 """Of one packet: as many as it has with TCP's least segment (Linux's TCP_MIN_SND_MSS, 48 bytes)."""
 _FIN_PSH: Final = 0x09
@@ -29,12 +37,12 @@ EVERYTHING: Final = Offers(True, True, True, True)
 
 def is_sound(packet: Packet) -> bool:
     """Whether the headers are there that `blank` and `gso_type` speak of."""
-    if not packet.blank and packet.gso_type == XEN_NETIF_GSO_TYPE_NONE:
+    if not packet.blank and packet.gso_type == GSO_NONE:
         return True
     found = transport(packet.data)
     if found is None:
         return False
-    if packet.gso_type == XEN_NETIF_GSO_TYPE_NONE:
+    if packet.gso_type == GSO_NONE:
         return True
     if found.protocol != IPPROTO_TCP or _GSO_VERSION.get(packet.gso_type) != found.version:
         return False
@@ -45,11 +53,11 @@ def is_sound(packet: Packet) -> bool:
 
 def adapt(packet: Packet, offers: Offers) -> Sequence[Packet]:
     """A sound packet as a receiver can take it: itself, or with a checksum, or in segments with checksums."""
-    if packet.gso_type == XEN_NETIF_GSO_TYPE_NONE and not packet.blank:
+    if packet.gso_type == GSO_NONE and not packet.blank:
         return (packet,)
-    if packet.gso_type == XEN_NETIF_GSO_TYPE_TCPV4 and not offers.gso_v4:
+    if packet.gso_type == GSO_TCPV4 and not offers.gso_v4:
         return list(segments(packet))
-    if packet.gso_type == XEN_NETIF_GSO_TYPE_TCPV6 and not offers.gso_v6:
+    if packet.gso_type == GSO_TCPV6 and not offers.gso_v6:
         return list(segments(packet))
     found = transport(packet.data)
     assert found is not None
