@@ -326,7 +326,7 @@ def test_a_function_reset_resets_everything() -> None:
     driver.board.write_config(driver.board.capability(0x13) + 4, 1, 1)
     assert echo.stops == 2
     assert not echo.running
-    assert driver.board.read_config(COMMAND, 2) == 0
+    assert not driver.board.read_config(COMMAND, 2) & 4
 
 
 # -- drivers that break the rules -------------------------------------------------------------------------------------
