@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What the native helper is compiled of, when Xenolith is installed.
+NATIVE := $(wildcard src/xenolith/*/*.[ch]) tools/build_native.py
 # One apt-get download each; what cannot be had is skipped by the tests that want it.
 TEST_KERNELS ?= debian debian-cloud debian-rt debian-backports debian-bullseye-cloud grub mach debian-dom0 passt
 
@@ -53,7 +55,7 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml $(NATIVE)
 	@tools/install "$(PYTHON)" $(VENV) .
 	@touch $@
 
@@ -62,6 +64,6 @@ $(VENV)/compiled: $(VENV)/installed $(shell find src -name '*.py')
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml
+$(VENV)/installed-dev: pyproject.toml $(NATIVE)
 	@tools/install "$(PYTHON)" $(VENV) '.[dev]'
 	@touch $(VENV)/installed $@

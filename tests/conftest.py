@@ -8,9 +8,11 @@ import pytest
 
 from xenolith.cpu.kvm import KvmEngine
 from xenolith.errors import UserError
+from xenolith.hypervisor.native_exits import missing
 from xenolith.machine.ram import Ram
 
 _ENGINES = "XENOLITH_TEST_ENGINES"
+WITHOUT_HELPER = "unicorn-without-helper"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,9 +30,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test or fixture that asks for `engine` runs once on each."""
+    """A test or fixture that asks for `engine` runs once on each; a module may want to run without the native helper
+    as well."""
     if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", os.environ[_ENGINES].split(), scope="module")
+        engines = os.environ[_ENGINES].split()
+        if getattr(metafunc.module, "WITHOUT_HELPER_TOO", False) and "unicorn" in engines and missing() is None:
+            engines.append(WITHOUT_HELPER)
+        metafunc.parametrize("engine", engines, scope="module")
 
 
 def why_not_kvm() -> str:

@@ -10,6 +10,7 @@ import pytest
 from tests.guest.assembler import TestImage, assemble, missing_tools
 from tests.guest.pvguest import PvGuest, TestMachine, is_native
 from xenolith.cpu.engine import LACKING
+from xenolith.hypervisor.native_exits import SWITCH
 
 Starter = Callable[..., PvGuest]
 
@@ -22,10 +23,19 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> TestImage:
     return assemble(directory)
 
 
+def make_machine(image: TestImage, engine: str) -> TestMachine:
+    """A machine on an engine, or on one whose every exit is handled by Python."""
+    name, _, without_helper = engine.partition("-")
+    with pytest.MonkeyPatch.context() as patch:
+        if without_helper:
+            patch.setenv(SWITCH, "0")
+        return TestMachine(image, name)
+
+
 @pytest.fixture(scope="module")
 def shared_machine(image: TestImage, engine: str) -> Iterator[list[TestMachine]]:
     """The module's machine on this engine, in a list because one that a test broke is replaced."""
-    machines = [TestMachine(image, engine)]
+    machines = [make_machine(image, engine)]
     yield machines
     for machine in machines:
         machine.close()
@@ -40,7 +50,7 @@ def machine(
     A test that is marked as needing what the engine lacks here is skipped.
     """
     if not shared_machine:
-        shared_machine.append(TestMachine(image, engine))
+        shared_machine.append(make_machine(image, engine))
     for need in request.node.iter_markers("needs"):
         if need.args[0] in shared_machine[0].hv.engine.lacks:
             pytest.skip(f"on {shared_machine[0].hv.engine.name} {LACKING[need.args[0]]}")

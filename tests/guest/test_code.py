@@ -15,6 +15,8 @@ from xenolith.abi.mmu import (
     UVMF_NONE,
 )
 
+WITHOUT_HELPER_TOO = True
+
 PAGE_FAULT = 14
 
 

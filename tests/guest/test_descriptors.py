@@ -15,6 +15,8 @@ from xenolith.abi.hypercalls import HYPERVISOR_set_gdt, HYPERVISOR_set_segment_b
 from xenolith.abi.mmu import MMUEXT_SET_LDT
 from xenolith.abi.x86_64 import SEGBASE_GS_USER_SEL
 
+WITHOUT_HELPER_TOO = True
+
 GENERAL_PROTECTION, PAGE_FAULT = 13, 14
 CODE64 = 0x00AF_9B00_0000_FFFF
 DATA = 0x00CF_9300_0000_FFFF

@@ -55,6 +55,8 @@ from xenolith.abi.vcpu import (
 )
 from xenolith.hypervisor.domain import Capability
 
+WITHOUT_HELPER_TOO = True
+
 MS = 1_000_000
 CLOSED_PORTS = (0, 5, 63, 64, 1 << 17, (1 << 32) - 1)
 

@@ -51,6 +51,8 @@ _HEX: Final = (
     "0f05 0f34 0f01 0f00 0f20 0f22 0f23 0f30 0f32 cd80 cc cf 48cf 48cb ff18 ff28 8e 9d f4 fa 6c f36c 6e ec ee e470 "
     "0f0b78656e0fa2 0fa2 0f31 0fae 0fc7 d9 0f28 f0 67 66 65 0fb2 0fa9 c4"
 )
+
+WITHOUT_HELPER_TOO = True
 """System calls, returns, descriptor tables, control registers, MSRs, ports, segments, and their prefixes."""
 _OPCODES: Final = [bytes.fromhex(opcode) for opcode in _HEX.split()]
 

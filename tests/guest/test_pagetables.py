@@ -34,6 +34,8 @@ from xenolith.abi.mmu import (
 from xenolith.abi.types import DOMID_IO, DOMID_SELF, DOMID_XEN
 from xenolith.hypervisor.domain import Capability
 
+WITHOUT_HELPER_TOO = True
+
 PRESENT, RW, USER, PWT, PCD, PSE, GLOBAL, NX = 1, 2, 4, 8, 0x10, 0x80, 0x100, 1 << 63
 RO = PRESENT
 WRITABLE = PRESENT | RW

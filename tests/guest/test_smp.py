@@ -22,6 +22,8 @@ from xenolith.abi.vcpu import (
     VGCF_in_kernel,
 )
 
+WITHOUT_HELPER_TOO = True
+
 UNDEFINED = 6
 NON_CANONICAL = 0x8000_0000_0000
 

@@ -11,6 +11,8 @@ from tests.guest.pvguest import NO_EXCEPTION, NX, PRESENT, RW, USER, PvGuest
 from xenolith.abi.hypercalls import HYPERVISOR_vm_assist
 from xenolith.abi.vm_assist import VMASST_CMD_enable, VMASST_TYPE_writable_pagetables
 
+WITHOUT_HELPER_TOO = True
+
 PAGE_FAULT = 14
 AD = 0x60
 HARDWARE_BITS = AD | 1 << 52 | USER | 0x100

@@ -87,7 +87,7 @@ def _sections(report: HostReport) -> list[tuple[str, list[_Row]]]:
                 ("memory", memory, enough),
             ],
         ),
-        ("Engines", [row for engine in report.engines for row in _engine_rows(engine, report)]),
+        ("Engines", [*(row for engine in report.engines for row in _engine_rows(engine, report)), _helper_row(report)]),
         (
             "Kernels",
             [(kernel.name, f"{kernel.origin}: {kernel.verdict}", kernel.boots) for kernel in report.kernels]
@@ -109,6 +109,12 @@ def _engine_rows(engine: EngineReport, report: HostReport) -> list[tuple[str, st
     if engine.name == report.chosen and len(report.engines) > 1:
         words += "; chosen by --engine auto"
     return [(engine.name, words, engine.usable), *(("", f"but {what}", None) for what in engine.lacks)]
+
+
+def _helper_row(report: HostReport) -> _Row:
+    if report.helper_missing is None:
+        return ("helper", "the commonest exits on unicorn are handled natively", True)
+    return ("helper", f"none, so that all exits are handled by Python: {report.helper_missing}", None)
 
 
 def _engine(engine: EngineReport) -> str:

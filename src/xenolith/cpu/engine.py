@@ -8,7 +8,10 @@ The handler changes the registers and returns; the guest goes on from there. An 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from xenolith.cpu.shortcuts import Shortcuts
 
 ENGINE_SLOT: Final = 261
 """The slot of every L4 table in which an engine may have pages of its own."""
@@ -162,8 +165,8 @@ class Engine(Protocol):
     def switch_to(self, cpu: Cpu) -> None:
         """Make `cpu` the one that runs. The caller loads its root afterwards."""
 
-    def attach(self, handler: ExitHandler) -> None:
-        """Tell `handler` of every exit from now on."""
+    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
+        """Tell `handler` of every exit from now on, but for those that `shortcuts` take, if the engine can ask them."""
 
     def run(self) -> None:
         """Execute the current processor until `stop` or `kick`."""

@@ -62,6 +62,7 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
+from xenolith.cpu.shortcuts import Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import PAGE_SIZE, Ram
 
@@ -213,7 +214,7 @@ class KvmEngine:
         assert isinstance(cpu, KvmCpu)
         self._current = cpu
 
-    def attach(self, handler: ExitHandler) -> None:
+    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
         self._handler = handler
 
     # -- page tables --------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
+from xenolith.cpu.shortcuts import Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import Ram
 
@@ -100,6 +101,8 @@ _LDT: Final = 328
 _GDT: Final = 376
 _CR0: Final = 424
 _CR2: Final = 440
+_STATE_LAYOUT: Final = (_EFLAGS, _CC_SRC, _CC_OP, _DF, _HFLAGS, _SEGMENTS, _GDT, _CR0)
+"""Of STATE_FIELDS."""
 _CC_OP_EFLAGS: Final = 1
 _HF_TS: Final = 1 << 11
 _HF_CS32: Final = 1 << 4
@@ -623,8 +626,8 @@ class UnicornEngine:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def attach(self, handler: ExitHandler) -> None:
-        """Install the hooks; `handler` is told of every exit from now on."""
+    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
+        """Install the hooks; `handler` is told of every exit from now on that `shortcuts` do not take."""
         self._handler = handler
         words, longs = self._words, self._longs
         error_at, is_int_at, old_at = self._error_at, self._is_int_at, self._old_at
@@ -726,15 +729,42 @@ class UnicornEngine:
                 guard(error)
             return rdtsc()
 
-        self._hook(_HOOK_INTR, _ON_INTR(intr))
+        if shortcuts is None or not self._install(shortcuts, _VOID(syscall), _ON_INTR(intr)):
+            self._hook(_HOOK_INTR, _ON_INTR(intr))
+            self._hook(_HOOK_INSN, _VOID(syscall), _INS_SYSCALL)
         self._hook(_HOOK_INVALID, _ON_INVALID(invalid))
-        self._hook(_HOOK_INSN, _VOID(syscall), _INS_SYSCALL)
         self._hook(_HOOK_INSN, _VOID(sysenter), _INS_SYSENTER)
         self._hook(_HOOK_INSN, _ON_IN(port_in), _INS_IN)
         self._hook(_HOOK_INSN, _ON_OUT(port_out), _INS_OUT)
         self._hook(_HOOK_INSN, _ON_SKIP(cpuid), _INS_CPUID)
         self._hook(_HOOK_INSN, _ON_SKIP(rdtsc), _INS_RDTSC)
         self._hook(_HOOK_INSN, _ON_SKIP(rdtscp), _INS_RDTSCP)
+
+    def _install(self, shortcuts: Shortcuts, syscall: Any, exception: Any) -> bool:
+        """Have native code called for SYSCALL and exceptions, which calls these hooks where need be. Returns whether it
+        fits this library."""
+        if shortcuts.state_layout != _STATE_LAYOUT:
+            return False
+        try:
+            arithmetic_flags, set_root = self._lib.cpu_cc_compute_all_x86_64, self._lib.cpu_x86_update_cr3_x86_64
+        except AttributeError:
+            return False
+        state = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._live))
+        processor = shortcuts.processor
+        processor.state = state
+        processor.debug = state + self.debug_word * 8
+        processor.error_code = state + self._error_at * 4
+        processor.is_software = state + self._is_int_at * 4
+        processor.old_exception = state + self._old_at * 4
+        processor.root = ctypes.addressof(self._cr3)
+        processor.arithmetic_flags = ctypes.cast(arithmetic_flags, ctypes.c_void_p)
+        processor.set_root = ctypes.cast(set_root, ctypes.c_void_p)
+        processor.syscall = ctypes.cast(syscall, ctypes.c_void_p)
+        processor.exception = ctypes.cast(exception, ctypes.c_void_p)
+        self._keep += (shortcuts, syscall, exception)
+        self._hook(_HOOK_INTR, ctypes.c_void_p(shortcuts.exception), user_data=shortcuts.context)
+        self._hook(_HOOK_INSN, ctypes.c_void_p(shortcuts.syscall), _INS_SYSCALL, user_data=shortcuts.context)
+        return True
 
     def _hook(
         self, kind: int, callback: Any, instruction: int = 0, user_data: int = 0, first: int = 1, last: int = 0

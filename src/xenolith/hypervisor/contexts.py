@@ -18,7 +18,8 @@ from xenolith.hypervisor import debug_registers
 from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS, attributes_of
 from xenolith.hypervisor.frames import TYPE_L4
 from xenolith.hypervisor.msr import is_canonical
-from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
+from xenolith.hypervisor.shared_state import Callback, Gate, clear
+from xenolith.hypervisor.vcpu import Vcpu
 from xenolith.hypervisor.vcpu_state import check_same_tables
 
 if TYPE_CHECKING:
@@ -77,15 +78,14 @@ class Contexts:
         vcpu.kernel_ss, vcpu.kernel_sp = (context.kernel_ss & 0xFFFF) | 3, context.kernel_sp
         for vector, trap in enumerate(context.trap_ctxt):
             vcpu.traps[vector] = Gate(trap.address, trap.cs | 3, trap.flags & 3, bool(trap.flags & 4))
-        vcpu.callbacks = {
-            CALLBACKTYPE_event: Callback(context.event_callback_eip, True),
-            CALLBACKTYPE_failsafe: Callback(
-                context.failsafe_callback_eip, bool(context.flags & VGCF_failsafe_disables_events)
-            ),
-            CALLBACKTYPE_syscall: Callback(
-                context.syscall_callback_eip, bool(context.flags & VGCF_syscall_disables_events)
-            ),
-        }
+        clear(vcpu.callbacks)
+        vcpu.callbacks[CALLBACKTYPE_event] = Callback(context.event_callback_eip, True)
+        vcpu.callbacks[CALLBACKTYPE_failsafe] = Callback(
+            context.failsafe_callback_eip, bool(context.flags & VGCF_failsafe_disables_events)
+        )
+        vcpu.callbacks[CALLBACKTYPE_syscall] = Callback(
+            context.syscall_callback_eip, bool(context.flags & VGCF_syscall_disables_events)
+        )
         vcpu.domain.vm_assist |= context.vm_assist & 0x3F
 
     def _load_registers(self, vcpu: Vcpu, context: VcpuGuestContext) -> None:

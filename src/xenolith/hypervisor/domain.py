@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Flag, auto
 from typing import TYPE_CHECKING
 
+from xenolith.hypervisor.shared_state import DomainState
+
 if TYPE_CHECKING:
     from xenolith.hypervisor.crash import CrashReport
     from xenolith.hypervisor.events import EventChannels
@@ -32,10 +34,13 @@ class Capability(Flag):
 
 
 @dataclass(eq=False)
-class Domain:
-    """One domain. Sizes are frames; `shared_info_mfn` is the frame of its struct shared_info."""
+class Domain(DomainState):
+    """One domain. Sizes are frames; `shared_info_mfn` is the frame of its struct shared_info.
 
-    domid: int
+    `vm_assist`, in the base class, are the flags that it switched on (1 << VMASST_TYPE_*).
+    """
+
+    domid: int = field()
     name: str
     max_frames: int
     capabilities: Capability = Capability.NONE
@@ -70,7 +75,6 @@ class Domain:
     bug: str = ""
     """The traceback of the mistake of ours that ended this domain; empty if there was none."""
     crash_report: CrashReport | None = None
-    vm_assist: int = 0
     time_offset_s: int = 0
     tsc_incarnation: int = 1
     """How many machines the domain has been on."""

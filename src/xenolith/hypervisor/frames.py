@@ -8,6 +8,7 @@ writable page exclude each other. The table is plain arrays, so that whole page 
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import c_uint64
 from typing import Final
 
 import numpy as np
@@ -72,7 +73,7 @@ class FrameTable:
         self.type_count = self.type_counts.data
         self.flags = self.all_flags.data
         self.stale_epoch = self.stale_epochs.data
-        self.epoch = 1
+        self.epoch_counter = c_uint64(1)
         self.free_frames = 0
         self.ram_frames = 0
         """How many frames are memory, free or not."""
@@ -87,6 +88,11 @@ class FrameTable:
         """A frame of a domain's memory is free: its number, and whose it was."""
         self.on_unshare: Callable[[int], None] = lambda domid: None
         """A frame of the hypervisor that was lent to this domain is free."""
+
+    @property
+    def epoch(self) -> int:
+        """Counts how often the processor has forgotten all translations."""
+        return self.epoch_counter.value
 
     # -- allocation ---------------------------------------------------------------------------------------------------
 
@@ -313,7 +319,7 @@ class FrameTable:
 
     def flushed(self) -> None:
         """The processor has just forgotten all translations: nothing noted before this is stale any more."""
-        self.epoch += 1
+        self.epoch_counter.value += 1
 
     def describe_owner(self, mfn: int) -> str:
         """Words for error messages."""

@@ -17,7 +17,7 @@ from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF
-from xenolith.hypervisor import hardware, hypercalls
+from xenolith.hypervisor import hardware, hypercalls, native_exits
 from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.contexts import Contexts
 from xenolith.hypervisor.cpuid import TSC_KHZ, CpuidPolicy
@@ -40,6 +40,7 @@ from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.pirqs import Pirqs
 from xenolith.hypervisor.policy import Policy
 from xenolith.hypervisor.scheduler import SLICE_NS, Scheduler
+from xenolith.hypervisor.shared_state import MachineState
 from xenolith.hypervisor.timekeeping import Timekeeping
 from xenolith.hypervisor.traps import Traps
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
@@ -93,9 +94,9 @@ class Hypervisor:
         self.console_source: Callable[[int], bytes] = lambda limit: b""
         self.domains: dict[int, Domain] = {}
         self.power_action: str | None = None
-        self.reschedule = False
+        self.state = MachineState()
         self.in_multicall = False
-        self.hypercall_counts = [0] * 64
+        self.hypercall_counts = self.state.hypercall_counts
         self.unimplemented: Counter[tuple[int, int]] = Counter()
         self.argument_counts = {call.number: len(call.arguments) for call in HYPERCALLS}
         self.last_refusal = ""
@@ -132,7 +133,7 @@ class Hypervisor:
         self.iommu = Iommu(self)
         hypercalls.load_all()
         self.traps = Traps(self)
-        engine.attach(self.traps)
+        engine.attach(self.traps, native_exits.shortcuts(self))
         if pc is not None:
             self._map_devices(pc)
 
@@ -172,6 +173,15 @@ class Hypervisor:
         if at < (end := _DEVICE_SPACE_END >> 12):
             ranges.append((at, end - 1))
         return ranges
+
+    @property
+    def reschedule(self) -> bool:
+        """Whether the running vCPU is to stop at its next exit, because something else has to be looked at."""
+        return self.state.reschedule
+
+    @reschedule.setter
+    def reschedule(self, value: bool) -> None:
+        self.state.reschedule = value
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ the guest's handler is entered with a frame on its kernel stack, as hardware wou
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.errno import ENOSYS, XenError
@@ -95,7 +96,10 @@ any progress between the handlers they never do (they hang so on other hyperviso
 
 
 class Traps:
-    """The hypervisor's side of every exit; one for the machine. `current` is the vCPU that runs."""
+    """The hypervisor's side of every exit; one for the machine. `current` is the vCPU that runs.
+
+    Where the native helper runs (exits.c), it does the same in the simple cases, and only the others come here.
+    """
 
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
@@ -104,19 +108,28 @@ class Traps:
         self._memory = hv.memory
         self._frame_flags = hv.frames.flags
         self._m2p_is_elsewhere = hv.xenspace.is_elsewhere
-        self.current: Vcpu = None  # type: ignore[assignment]
+        self._current: Vcpu = None  # type: ignore[assignment]
+
+    @property
+    def current(self) -> Vcpu:
+        return self._current
+
+    @current.setter
+    def current(self, vcpu: Vcpu) -> None:
+        self._current = vcpu
+        self._hv.state.current = ctypes.addressof(vcpu)
 
     # -- the engine's calls -------------------------------------------------------------------------------------------
 
     def on_syscall(self) -> None:
-        vcpu = self.current
+        vcpu = self._current
         if not vcpu.kernel_mode:
             self._user_syscall(vcpu)
         else:
             regs = vcpu.cpu.regs
             number = regs[RAX]
             arguments = (regs[RDI], regs[RSI], regs[RDX], regs[R10])
-            vcpu.last_hypercalls.append((number, arguments))
+            vcpu.last_hypercalls.append(number, arguments)
             handler = HANDLERS.get(number)
             hv = self._hv
             hv.hypercall_counts[number if number < 64 else 63] += 1
@@ -137,9 +150,9 @@ class Traps:
         self.resume(vcpu)
 
     def on_sysenter(self) -> None:
-        vcpu = self.current
-        callback = vcpu.callbacks.get(CALLBACKTYPE_sysenter)
-        if vcpu.kernel_mode or callback is None or not callback.address:
+        vcpu = self._current
+        callback = vcpu.callbacks[CALLBACKTYPE_sysenter]
+        if vcpu.kernel_mode or not callback.address:
             vcpu.cpu.regs[RIP] -= 2
             self.inject(vcpu, GENERAL_PROTECTION, 0)
         else:
@@ -151,7 +164,7 @@ class Traps:
         self.resume(vcpu)
 
     def on_exception(self, vector: int, error_code: int, address: int, software: bool) -> None:
-        vcpu = self.current
+        vcpu = self._current
         if software:
             self._software_interrupt(vcpu, vector)
         elif vector == PAGE_FAULT:
@@ -170,14 +183,14 @@ class Traps:
         self.resume(vcpu)
 
     def on_port_in(self, port: int, size: int) -> int | None:
-        vcpu = self.current
+        vcpu = self._current
         if not ioports.permitted(self._hv, vcpu, port, size):
             self._deny_io(vcpu, port)
             return None
         return ioports.read(self._hv, vcpu, port, size)
 
     def on_port_out(self, port: int, size: int, value: int) -> bool:
-        vcpu = self.current
+        vcpu = self._current
         if not ioports.permitted(self._hv, vcpu, port, size):
             self._deny_io(vcpu, port)
             return False
@@ -187,22 +200,22 @@ class Traps:
         return True
 
     def on_cpuid(self) -> None:
-        emulate.cpuid(self._hv, self.current)
+        emulate.cpuid(self._hv, self._current)
 
     def on_rdtsc(self) -> int:
         return self._hv.tsc()
 
     def on_rdtscp(self) -> int:
-        return self.current.tsc_aux
+        return self._current.tsc_aux
 
     def on_spin(self) -> None:
         """A vCPU that waits for another one, busily, does so in vain while the other cannot run."""
-        self._hv.scheduler.yielded(self.current)
+        self._hv.scheduler.yielded(self._current)
         if self._hv.reschedule:
             self._hv.engine.stop()
 
     def on_failure(self, reason: str) -> None:
-        self._hv.crash(self.current, reason)
+        self._hv.crash(self._current, reason)
 
     # -- going back ---------------------------------------------------------------------------------------------------
 
@@ -221,15 +234,14 @@ class Traps:
             self._hv.engine.stop()
 
     def _deliver_event(self, vcpu: Vcpu) -> None:
-        callback = vcpu.callbacks.get(CALLBACKTYPE_event)
-        if callback is not None and vcpu.runnable:
-            self.bounce(vcpu, callback.address, True)
+        if vcpu.runnable:
+            self.bounce(vcpu, vcpu.callbacks[CALLBACKTYPE_event].address, True)
 
     def _deliver_nmi(self, vcpu: Vcpu) -> None:
-        callback = vcpu.callbacks.get(CALLBACKTYPE_nmi)
-        if callback is not None and callback.address:
+        address = vcpu.callbacks[CALLBACKTYPE_nmi].address
+        if address:
             vcpu.nmi_pending = False
-            self.bounce(vcpu, callback.address, True)
+            self.bounce(vcpu, address, True)
 
     # -- mode switching -----------------------------------------------------------------------------------------------
 
@@ -374,7 +386,7 @@ class Traps:
             regs[RIP] -= 2
             self.inject(vcpu, INVALID_OPCODE)
             return
-        callback = vcpu.callbacks.get(CALLBACKTYPE_syscall)
+        callback = vcpu.callbacks[CALLBACKTYPE_syscall]
         flags = cpu.flags
         regs[RCX] = regs[RIP]
         regs[R11] = flags | IF
@@ -382,8 +394,7 @@ class Traps:
             cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, _CODE64_ATTRIBUTES)
         if cpu.selector(SS) != XEN_SS:
             cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, _DATA_ATTRIBUTES)
-        address, masks_events = (callback.address, callback.masks_events) if callback else (0, False)
-        self.bounce(vcpu, address, masks_events, None, flags)
+        self.bounce(vcpu, callback.address, callback.masks_events, None, flags)
 
     def _software_interrupt(self, vcpu: Vcpu, vector: int) -> None:
         gate = vcpu.traps[vector]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.vcpu import RUNSTATE_offline
+from xenolith.hypervisor.shared_state import Callback, Gate, LastHypercalls, VcpuState
 
 if TYPE_CHECKING:
     from xenolith.cpu.engine import Cpu
@@ -22,24 +23,6 @@ INFO_TIME: Final = 32
 
 
 @dataclass(slots=True)
-class Gate:
-    """A guest's handler for one trap (struct trap_info): `address` 0 means none."""
-
-    address: int = 0
-    selector: int = 0
-    dpl: int = 0
-    masks_events: bool = False
-
-
-@dataclass(slots=True)
-class Callback:
-    """An entry point registered by callback_op."""
-
-    address: int = 0
-    masks_events: bool = False
-
-
-@dataclass(slots=True)
 class Runstate:
     state: int = RUNSTATE_offline
     entered_ns: int = 0
@@ -48,16 +31,20 @@ class Runstate:
 
 
 @dataclass(eq=False)
-class Vcpu:
+class Vcpu(VcpuState):
     """One vCPU of `domain`. `info_maddr` is where its struct vcpu_info lies in machine memory.
 
-    Times are nanoseconds of system time; 0 means that a timer is not set.
+    Times are nanoseconds of system time; 0 means that a timer is not set. What exits touch is in the base class:
+    `kernel_mode`, the page tables (`kernel_root`, `user_root`: machine addresses) and the GS base of the mode that the
+    vCPU is not in (`other_gs_base`, what swapgs would bring), the kernel's stack (`kernel_sp`, `kernel_ss`), `iopl`,
+    whether an NMI waits (`nmi_pending`), and how many returns from event handlers in a row found the next event pending
+    (`upcall_streak`).
     """
 
     domain: Domain
     vcpu_id: int
     cpu: Cpu
-    info_maddr: int
+    info_maddr: int = field()
 
     initialised: bool = False
     down: bool = True
@@ -69,21 +56,11 @@ class Vcpu:
     soft_affinity: int = 1
     """A bitmap of the processors on which it should run."""
 
-    kernel_mode: bool = True
-    kernel_root: int = 0
-    user_root: int = 0
-    kernel_sp: int = 0
-    kernel_ss: int = 0
-    syscall_masks_events: bool = False
-    other_gs_base: int = 0
-    """The GS base of the mode that the vCPU is not in (what swapgs would bring)."""
-    iopl: int = 0
-    traps: list[Gate] = field(default_factory=lambda: [Gate() for _ in range(256)])
-    has_trap_table: bool = False
-    callbacks: dict[int, Callback] = field(default_factory=dict)
-    nmi_pending: bool = False
-    upcall_streak: int = 0
-    """Returns from event handlers in a row with the next event already pending."""
+    traps: ctypes.Array[Gate] = field(init=False)
+    """The guest's handlers by vector."""
+    callbacks: ctypes.Array[Callback] = field(init=False)
+    """Its entry points by CALLBACKTYPE_*."""
+    last_hypercalls: LastHypercalls = field(init=False)
     gdt_mfns: list[int] = field(default_factory=list)
     gdt_entries: int = 0
     ldt_base: int = 0
@@ -111,7 +88,11 @@ class Vcpu:
     singleshot_ns: int = 0
     timer_op_ns: int = 0
     vruntime_ns: int = 0
-    last_hypercalls: deque[tuple[int, tuple[int, ...]]] = field(default_factory=lambda: deque(maxlen=16))
+
+    def __post_init__(self) -> None:
+        self.kernel_mode = True
+        self.domain_at = ctypes.addressof(self.domain)
+        self.traps, self.callbacks, self.last_hypercalls = self.traps_, self.callbacks_, self.hypercalls_
 
     def __repr__(self) -> str:
         return f"d{self.domain.domid}v{self.vcpu_id}"

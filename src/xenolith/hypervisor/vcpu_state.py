@@ -17,7 +17,7 @@ from xenolith.abi.vcpu import (
     VGCF_syscall_disables_events,
 )
 from xenolith.cpu.registers import CR0_TS, IF, IOPL, NAMES
-from xenolith.hypervisor.vcpu import UPCALL_MASK, Callback, Vcpu
+from xenolith.hypervisor.vcpu import UPCALL_MASK, Vcpu
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -26,7 +26,6 @@ _SEGMENTS: Final = (("es", 0), ("cs", 1), ("ss", 2), ("ds", 3), ("fs", 4), ("gs"
 _IOPL_SHIFT: Final = 12
 _MASKS_EVENTS: Final = 4
 """Of struct trap_info's flags."""
-_NO_CALLBACK: Final = Callback()
 
 
 def save(hv: Hypervisor, vcpu: Vcpu) -> VcpuGuestContext:
@@ -74,8 +73,7 @@ def _save_entry_points(vcpu: Vcpu, context: VcpuGuestContext) -> None:
         trap.flags = gate.dpl | (_MASKS_EVENTS if gate.masks_events else 0)
     context.kernel_ss, context.kernel_sp = vcpu.kernel_ss, vcpu.kernel_sp
     event, failsafe, syscall = (
-        vcpu.callbacks.get(kind, _NO_CALLBACK)
-        for kind in (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
+        vcpu.callbacks[kind] for kind in (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
     )
     context.event_callback_eip = event.address
     context.failsafe_callback_eip, context.syscall_callback_eip = failsafe.address, syscall.address

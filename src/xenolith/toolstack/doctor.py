@@ -15,6 +15,7 @@ from xenolith.cpu.choose import choose, create_engine
 from xenolith.cpu.engine import LACKING
 from xenolith.cpu.measure import measure
 from xenolith.errors import UserError
+from xenolith.hypervisor import native_exits
 from xenolith.loader import kernels
 from xenolith.toolstack.config import DEFAULT_CONTROL_MEMORY
 
@@ -77,6 +78,8 @@ class HostReport:
     advice: list[str] = field(default_factory=list)
     chosen: str = "unicorn"
     """What "auto" means here."""
+    helper_missing: str | None = None
+    """Why Python handles all exits on Unicorn; None if the native helper handles the commonest ones."""
 
     @property
     def ready(self) -> bool:
@@ -109,6 +112,7 @@ def examine() -> HostReport:
         memory_needed=DEFAULT_CONTROL_MEMORY + OWN_MEMORY,
         engines=[unicorn(), kvm()],
         chosen=choose(),
+        helper_missing=native_exits.missing(),
         kernels=[_kernel(kernel) for kernel in (*kernels.cached(), *kernels.host())],
         tools=[ToolReport(name, package, purpose, shutil.which(name)) for name, package, purpose in _TOOLS],
     )
@@ -125,6 +129,8 @@ def _advice(report: HostReport) -> list[str]:
         )
     if not any(kernel.boots for kernel in report.kernels):
         advice.append("no kernel is here yet: xenolith pull brings one (xenolith boot does so by itself)")
+    if report.helper_missing is not None:
+        advice.append(f"system calls of guests are slow, for there is no native helper: {report.helper_missing}")
     missing = [tool.package for tool in report.tools if tool.path is None]
     if missing:
         advice.append("for everything else: apt-get install " + " ".join(missing))

@@ -75,7 +75,7 @@ class Engine:
     def switch_to(self, cpu: Cpu) -> None:
         self.calls.append(("switch", cpu))
 
-    def attach(self, handler: Any) -> None:
+    def attach(self, handler: Any, shortcuts: Any = None) -> None:
         self.handler = handler
 
     def run(self) -> None:

@@ -23,8 +23,8 @@ def test_registers_code_stack_and_the_last_calls(guest: Guest) -> None:
     guest.put(guest.va(2, 4096 - 16), [11, 22])
     guest.put(guest.va(3), [33])
     guest.hv.ram.words[(guest.vcpu.info_maddr + INFO_CR2) >> 3] = 0xBAD
-    guest.vcpu.last_hypercalls.append((29, (2, 0x5000, 7, 7)))
-    guest.vcpu.last_hypercalls.append((1 << 40, (0, 0, 0, 0)))
+    guest.vcpu.last_hypercalls.append(29, (2, 0x5000, 7, 7))
+    guest.vcpu.last_hypercalls.append(1 << 40, (0, 0, 0, 0))
     guest.hv.last_refusal = "a rule"
     report = describe(guest.hv, guest.vcpu, "because")
     assert (report.vcpu, report.domain, report.reason) == ("d0v0", "guest", "because")

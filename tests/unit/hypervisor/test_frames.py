@@ -280,7 +280,7 @@ def test_a_freed_frame_has_a_new_owner_only_after_a_flush(frames: FrameTable, fl
 
 def test_flushes_are_counted_beyond_32_bits(frames: FrameTable, flushes: list[int]) -> None:
     everything = frames.allocate(ME, 255)
-    frames.epoch = (1 << 32) - 1
+    frames.epoch_counter.value = (1 << 32) - 1
     frames.release_allocation(everything[0])
     frames.flushed()
     frames.release_allocation(everything[1])

@@ -104,8 +104,8 @@ def report() -> CrashReport:
     guest = hv.guest()
     guest.put(guest.va(1, 4096 - 24), [1, 0xFFFF_FFFF_8100_0044, 3])
     guest.execute(b"\x0f\x0b", r4=guest.va(1, 4096 - 24), r0=0xABCD)
-    guest.vcpu.last_hypercalls.append((1, (0x10, 2, 3, 4)))
-    guest.vcpu.last_hypercalls.append((63, (1, 2, 3, 4)))
+    guest.vcpu.last_hypercalls.append(1, (0x10, 2, 3, 4))
+    guest.vcpu.last_hypercalls.append(63, (1, 2, 3, 4))
     hv.last_refusal = "d0v0: EINVAL: frame 0x7 is free"
     return describe(hv, guest.vcpu, "unhandled #UD")
 

@@ -87,6 +87,7 @@ def test_a_bare_host_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(kernels, "_BOOT", tmp_path / "boot")
+    monkeypatch.setenv("XENOLITH_NATIVE", "0")
     monkeypatch.setattr(doctor, "_available_memory", lambda: 1 << 20)
     report = doctor.examine()
     assert not report.ready
@@ -95,6 +96,7 @@ def test_a_bare_host_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest
     assert "xenolith pull" in advice
     assert "apt-get install apt dpkg binutils gcc acpica-tools qemu-system-x86" in advice
     assert "662 MiB" in advice
+    assert "no native helper: XENOLITH_NATIVE=0 switches it off" in advice
 
 
 def test_a_damaged_kernel_is_listed_with_its_reason(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from xenolith.hypervisor.descriptors import base_of
 from xenolith.hypervisor.hypercalls.mmu import update_va_mappings
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.msr import is_canonical
-from xenolith.hypervisor.vcpu import Callback, Gate, Vcpu
+from xenolith.hypervisor.shared_state import Callback, Gate, clear
+from xenolith.hypervisor.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -71,7 +72,7 @@ def set_trap_table(hv: Hypervisor, vcpu: Vcpu, traps: int) -> int:
     A list may be of any length, and set a handler more than once.
     """
     if not traps:
-        vcpu.traps = [Gate() for _ in range(256)]
+        clear(vcpu.traps)
         return 0
     for _ in range(_PART):
         entry = hv.memory.read(vcpu, traps, _TRAP_BYTES)
@@ -120,7 +121,7 @@ def callback_unregister(hv: Hypervisor, vcpu: Vcpu, argument: CallbackUnregister
         raise XenError(ENOSYS, f"callback type {argument.type}")
     if argument.type != CALLBACKTYPE_nmi:
         raise XenError(EINVAL, f"callback type {argument.type} cannot be unregistered")
-    vcpu.callbacks.pop(CALLBACKTYPE_nmi, None)
+    vcpu.callbacks[CALLBACKTYPE_nmi] = Callback()
     return 0
 
 

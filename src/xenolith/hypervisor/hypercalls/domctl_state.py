@@ -30,7 +30,7 @@ from xenolith.hypervisor import msr
 from xenolith.hypervisor.descriptors import XEN_CS64
 from xenolith.hypervisor.hypercalls.domctl_vcpu import find_vcpu
 from xenolith.hypervisor.hypercalls.table import operation
-from xenolith.hypervisor.vcpu import Callback
+from xenolith.hypervisor.shared_state import Callback
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.domain import Domain
@@ -52,8 +52,8 @@ def get_ext_vcpucontext(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: 
     if vcpu is caller:
         raise XenError(ESRCH, "a vCPU cannot do that to itself")
     argument.size = argument.sizeof()
-    sysenter = vcpu.callbacks.get(CALLBACKTYPE_sysenter, Callback())
-    syscall32 = vcpu.callbacks.get(CALLBACKTYPE_syscall32, Callback())
+    sysenter = vcpu.callbacks[CALLBACKTYPE_sysenter]
+    syscall32 = vcpu.callbacks[CALLBACKTYPE_syscall32]
     argument.sysenter_callback_cs = argument.syscall32_callback_cs = XEN_CS64
     argument.sysenter_callback_eip, argument.sysenter_disables_events = sysenter.address, sysenter.masks_events
     argument.syscall32_callback_eip, argument.syscall32_disables_events = syscall32.address, syscall32.masks_events

@@ -10,7 +10,7 @@ from xenolith.abi.nmi import XENNMI_register_callback, XENNMI_unregister_callbac
 from xenolith.abi.traps import CALLBACKTYPE_nmi
 from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
 from xenolith.hypervisor.msr import is_canonical
-from xenolith.hypervisor.vcpu import Callback
+from xenolith.hypervisor.shared_state import Callback
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -34,4 +34,4 @@ def register_callback(hv: Hypervisor, caller: Vcpu, callback: XennmiCallback) ->
 @operation(HYPERVISOR_nmi_op, XENNMI_unregister_callback, raw=True)
 def unregister_callback(hv: Hypervisor, caller: Vcpu, vaddr: int) -> None:
     """The guest takes no more NMIs."""
-    caller.callbacks.pop(CALLBACKTYPE_nmi, None)
+    caller.callbacks[CALLBACKTYPE_nmi] = Callback()

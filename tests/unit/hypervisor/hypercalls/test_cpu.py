@@ -42,7 +42,7 @@ from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, 
 from xenolith.cpu.registers import RAX, RIP, RSP
 from xenolith.hypervisor.descriptors import FLAT_DATA
 from xenolith.hypervisor.hypercalls.table import Continuation
-from xenolith.hypervisor.vcpu import Callback, Gate
+from xenolith.hypervisor.shared_state import Callback, Gate
 
 BAD_ADDRESSES = (0x8000_0000_0000_0000, 0x0000_8000_0000_0000, 0xFFFF_7FFF_FFFF_FFFF)
 
@@ -369,7 +369,7 @@ def test_a_list_of_updates_is_the_same_as_its_updates(batches: list[list[object]
         updates = [(together.guest.va(FIRST + at), entry_of(together, wanted), 0) for at, wanted in enumerate(batch)]
         assert together.multicall(updates, offset) == [singly.update(*update) for update in updates]
         assert together.state() == singly.state()
-    assert together.hv.hypercall_counts == [
+    assert list(together.hv.hypercall_counts) == [
         sum(map(len, batches)) if number == HYPERVISOR_update_va_mapping else 0 for number in range(64)
     ]
 

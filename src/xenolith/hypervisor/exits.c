@@ -1,0 +1,522 @@
+/* The commonest exits of PV guests, handled natively: what Traps and hypercalls/cpu.py do, where nothing is out of the
+ * ordinary. A function here returns true if it has done everything, or false and has changed nothing: then Python handles
+ * the exit, which is also what happens where this file was not compiled. hypervisor/native_exits.py has the structures.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "../cpu/processor.h"
+
+#define FLAG_TF (1u << 8)
+#define FLAG_IF (1u << 9)
+#define FLAG_DF (1u << 10)
+#define FLAG_IOPL (3u << 12)
+#define FLAG_NT (1u << 14)
+#define FLAG_RF (1u << 16)
+#define FLAG_VM (1u << 17)
+#define FLAG_AC (1u << 18)
+#define FLAG_ID (1u << 21)
+#define FLAG_FIXED (1u << 1)
+#define FLAGS_ARITHMETIC 0x8D5u
+
+#define CC_OP_EFLAGS 1
+#define HF_TS (1u << 11)
+#define HF_CS32 (1u << 4)
+#define HF_SS32 (1u << 5)
+#define HF_CS64 (1u << 15)
+#define ATTRIBUTE_LONG (1u << 21)
+#define ATTRIBUTE_BIG (1u << 22)
+#define CR0_TS (1u << 3)
+
+#define XEN_SS 0xE02B
+#define XEN_CS64 0xE033
+#define FLAT_CODE64 0x00AFFB000000FFFFull
+#define FLAT_DATA 0x00CFF3000000FFFFull
+#define IN_LDT 4
+
+#define PRESENT 1
+#define WRITABLE 3
+#define ADDRESS 0x000FFFFFFFFFF000ull
+#define CANONICAL_LOW_END 0x0000800000000000ull
+#define HYPERVISOR_START 0xFFFF800000000000ull
+#define HYPERVISOR_END 0xFFFF880000000000ull
+
+#define UPCALL_PENDING 0
+#define UPCALL_MASK 1
+#define INFO_CR2 16
+
+#define NO_DEVICE 7
+#define PAGE_FAULT 14
+#define PF_PRESENT_WRITE 3
+#define PF_USER 4
+#define TYPE_L1 1
+#define FRAME_EXECUTABLE 4
+#define ASSIST_ARCHITECTURAL_IOPL 4
+#define IN_SYSCALL (1u << 8)
+
+#define HYPERCALL_STACK_SWITCH 3
+#define HYPERCALL_FPU_TASKSWITCH 5
+#define HYPERCALL_IRET 23
+#define HYPERCALL_SET_SEGMENT_BASE 25
+#define SEGBASE_FS 0
+#define SEGBASE_GS_USER 1
+#define SEGBASE_GS_KERNEL 2
+#define CALLBACK_SYSCALL 2
+
+#define SYSCALL_LENGTH 2
+
+struct gate {
+    uint64_t address;
+    uint16_t selector;
+    uint8_t dpl;
+    uint8_t masks_events;
+};
+
+struct callback {
+    uint64_t address;
+    uint8_t masks_events;
+};
+
+struct hypercalls {
+    uint64_t made;
+    uint64_t calls[16][5];
+};
+
+struct domain {
+    int32_t domid;
+    uint64_t vm_assist;
+};
+
+struct vcpu {
+    struct domain *domain;
+    uint64_t info_maddr;
+    uint64_t kernel_root;
+    uint64_t user_root;
+    uint64_t kernel_sp;
+    uint64_t kernel_ss;
+    uint64_t other_gs_base;
+    uint32_t upcall_streak;
+    uint8_t iopl;
+    uint8_t kernel_mode;
+    uint8_t nmi_pending;
+    struct callback callbacks[8];
+    struct hypercalls hypercalls;
+    struct gate traps[256];
+};
+
+struct machine {
+    struct processor processor;
+    struct vcpu *current;
+    uint8_t *ram;
+    uint64_t ram_size;
+    uint8_t *frame_types;
+    uint32_t *frame_type_counts;
+    uint8_t *frame_flags;
+    uint64_t *epoch;
+    uint64_t hypercall_counts[64];
+    uint8_t reschedule;
+};
+
+/* Sizes and offsets, which native_exits.py compares with its own. */
+const uint32_t xenolith_layout[] = {
+    sizeof(struct machine), sizeof(struct vcpu), sizeof(struct domain), sizeof(struct gate), sizeof(struct callback),
+    offsetof(struct machine, current), offsetof(struct machine, hypercall_counts), offsetof(struct machine, reschedule),
+    offsetof(struct vcpu, info_maddr), offsetof(struct vcpu, kernel_mode), offsetof(struct vcpu, callbacks),
+    offsetof(struct vcpu, hypercalls), offsetof(struct vcpu, traps),
+};
+
+/* The same of the processor, which the engine compares. */
+const uint32_t xenolith_state_layout[] = {
+    offsetof(struct cpu_state, eflags), offsetof(struct cpu_state, cc_src), offsetof(struct cpu_state, cc_op),
+    offsetof(struct cpu_state, df), offsetof(struct cpu_state, hflags), offsetof(struct cpu_state, segments),
+    offsetof(struct cpu_state, gdt), offsetof(struct cpu_state, cr),
+};
+
+static const char sources[] __attribute__((used)) = SOURCES;
+
+const char *xenolith_sources(void)
+{
+    return sources;
+}
+
+/* -- memory ------------------------------------------------------------------------------------------------------------ */
+
+#define NOWHERE UINT64_MAX
+
+static uint64_t word(const struct machine *m, uint64_t maddr)
+{
+    uint64_t value = 0;
+    if (maddr + 8 <= m->ram_size)
+        memcpy(&value, m->ram + maddr, 8);
+    return value;
+}
+
+/* The machine address of `vaddr` under the L4 at `root`; NOWHERE if some level lacks one of the flags `needed`. */
+static uint64_t translate(const struct machine *m, uint64_t root, uint64_t vaddr, uint64_t needed)
+{
+    uint64_t table = root;
+    for (int shift = 39; shift >= 12; shift -= 9) {
+        uint64_t entry = word(m, table + (vaddr >> shift & 511) * 8);
+        if ((entry & needed) != needed)
+            return NOWHERE;
+        table = entry & ADDRESS;
+    }
+    return table < m->ram_size ? table | (vaddr & 0xFFF) : NOWHERE;
+}
+
+/* The same for an address of the guest's. */
+static uint64_t walk(const struct machine *m, uint64_t root, uint64_t vaddr, uint64_t needed)
+{
+    if (vaddr >= CANONICAL_LOW_END && vaddr < HYPERVISOR_END)
+        return NOWHERE;
+    return translate(m, root, vaddr, needed);
+}
+
+static bool within_page(uint64_t vaddr, uint64_t size)
+{
+    return (vaddr & 0xFFF) + size <= 4096;
+}
+
+/* -- the processor ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t flags_of(const struct machine *m)
+{
+    struct cpu_state *s = m->processor.state;
+    uint64_t arithmetic = s->cc_op == CC_OP_EFLAGS ? s->cc_src : m->processor.arithmetic_flags(s, (int)s->cc_op);
+    return (s->eflags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | arithmetic | FLAG_FIXED | (s->df == 1 ? 0 : FLAG_DF);
+}
+
+static void set_flags(struct cpu_state *s, uint64_t flags)
+{
+    s->eflags = (flags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | FLAG_FIXED;
+    s->cc_src = flags & FLAGS_ARITHMETIC;
+    s->cc_op = CC_OP_EFLAGS;
+    s->df = flags & FLAG_DF ? -1 : 1;
+}
+
+static void load_segment(struct cpu_state *s, int number, uint32_t selector, uint64_t descriptor, bool with_base)
+{
+    uint32_t limit = (uint32_t)((descriptor & 0xFFFF) | (descriptor >> 32 & 0xF0000));
+    uint32_t attributes = (uint32_t)(descriptor >> 32) & 0x00F0FF00;
+    struct segment *segment = &s->segments[number];
+    segment->selector = selector;
+    segment->base = with_base ? (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24 : 0;
+    segment->limit = descriptor >> 55 & 1 ? limit << 12 | 0xFFF : limit;
+    segment->attributes = attributes;
+    if (number == CS) {
+        uint32_t mode = attributes & (ATTRIBUTE_LONG | ATTRIBUTE_BIG) ? HF_CS32 : 0;
+        mode |= attributes & ATTRIBUTE_LONG ? HF_CS64 : 0;
+        s->hflags = (s->hflags & ~(HF_CS64 | HF_CS32)) | mode;
+    } else if (number == SS) {
+        s->hflags = (s->hflags & ~HF_SS32) | (attributes & ATTRIBUTE_BIG ? HF_SS32 : 0);
+    }
+}
+
+static uint32_t selector(const struct cpu_state *s, int number)
+{
+    return s->segments[number].selector & 0xFFFF;
+}
+
+/* The descriptor that a GDT selector names, 0 where there is none. All of a vCPU's GDT is mapped, also where it is empty. */
+static uint64_t descriptor(const struct machine *m, const struct vcpu *v, uint32_t selector)
+{
+    uint64_t vaddr = m->processor.state->gdt.base + (selector & 0xFFF8);
+    uint64_t maddr = translate(m, v->kernel_root, vaddr, PRESENT);
+    return maddr == NOWHERE ? 0 : word(m, maddr);
+}
+
+static bool is_code(uint64_t descriptor)
+{
+    return (descriptor >> 40 & 0xF8) == 0xF8;
+}
+
+static bool is_writable_data(uint64_t descriptor)
+{
+    return (descriptor >> 40 & 0xFA) == 0xF2;
+}
+
+/* -- modes --------------------------------------------------------------------------------------------------------------- */
+
+/* No breakpoint, no single step, nothing to do before the guest goes on. */
+static bool is_ordinary(const struct machine *m, const struct vcpu *v)
+{
+    const struct processor *p = &m->processor;
+    return !m->reschedule && !v->nmi_pending && !(p->debug[7] & 0xFF) && !(p->state->eflags & (FLAG_TF | FLAG_RF));
+}
+
+static uint8_t *info_of(const struct machine *m, const struct vcpu *v)
+{
+    return m->ram + v->info_maddr;
+}
+
+/* An event waits that will be delivered once the mask is `mask`. */
+static bool event_follows(const uint8_t *info, uint8_t mask)
+{
+    return info[UPCALL_PENDING] && !mask;
+}
+
+static void toggle_mode(struct machine *m, struct vcpu *v)
+{
+    struct cpu_state *s = m->processor.state;
+    uint64_t base = s->segments[GS].base;
+    s->segments[GS].base = v->other_gs_base;
+    v->other_gs_base = base;
+    v->kernel_mode = !v->kernel_mode;
+    *m->epoch += 1;
+    *m->processor.root = v->kernel_mode ? v->kernel_root : v->user_root;
+    m->processor.set_root(s, *m->processor.root);
+}
+
+/* What of the interrupted code goes into the frame on the kernel's stack. */
+struct interrupted {
+    uint64_t rcx, r11, rip, flags;
+    uint32_t code, stack;
+    bool has_error;
+    uint64_t error;
+};
+
+/* Traps.bounce: enter the guest's kernel at `address` with a frame on its stack. */
+static bool bounce(struct machine *m, struct vcpu *v, uint64_t address, bool masks_events, const struct interrupted *from)
+{
+    struct cpu_state *s = m->processor.state;
+    uint8_t *info = info_of(m, v);
+    uint8_t masked = info[UPCALL_MASK];
+    if (!address || event_follows(info, masks_events ? 1 : masked))
+        return false;
+    uint64_t old_rsp = s->regs[RSP], saved = from->flags & ~(uint64_t)(FLAG_IF | FLAG_IOPL);
+    if (!masked)
+        saved |= FLAG_IF;
+    if (v->domain->vm_assist >> ASSIST_ARCHITECTURAL_IOPL & 1)
+        saved |= (uint64_t)v->iopl << 12;
+    uint32_t code = v->kernel_mode ? from->code & ~3u : from->code;
+    uint64_t frame[8], *top = frame;
+    *top++ = from->rcx;
+    *top++ = from->r11;
+    if (from->has_error)
+        *top++ = from->error;
+    *top++ = from->rip;
+    *top++ = code | (uint64_t)masked << 32;
+    *top++ = saved;
+    *top++ = old_rsp;
+    *top++ = from->stack;
+    size_t size = (size_t)(top - frame) * 8;
+    uint64_t sp = ((v->kernel_mode ? old_rsp : v->kernel_sp) & ~15ull) - size;
+    uint64_t maddr = within_page(sp, size) ? walk(m, v->kernel_root, sp, WRITABLE) : NOWHERE;
+    if (maddr == NOWHERE || m->frame_flags[maddr >> 12] & FRAME_EXECUTABLE || maddr >> 12 == v->info_maddr >> 12)
+        return false;
+    if (!v->kernel_mode)
+        toggle_mode(m, v);
+    memcpy(m->ram + maddr, frame, size);
+    if (masks_events)
+        info[UPCALL_MASK] = 1;
+    s->regs[RSP] = sp;
+    s->rip = address;
+    set_flags(s, (from->flags & ~(uint64_t)(FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF | FLAG_IOPL)) | FLAG_IF);
+    if (selector(s, CS) != XEN_CS64)
+        load_segment(s, CS, XEN_CS64, FLAT_CODE64, false);
+    if (selector(s, SS) != XEN_SS)
+        load_segment(s, SS, XEN_SS, FLAT_DATA, false);
+    return true;
+}
+
+/* -- system calls ------------------------------------------------------------------------------------------------------- */
+
+/* Traps._user_syscall. RIP is at the instruction still, and must be so again when this is done. */
+static bool user_syscall(struct machine *m, struct vcpu *v)
+{
+    struct cpu_state *s = m->processor.state;
+    const struct callback *callback = &v->callbacks[CALLBACK_SYSCALL];
+    uint32_t code = selector(s, CS);
+    if (code != XEN_CS64 && (code & IN_LDT || !(descriptor(m, v, code) >> 53 & 1)))
+        return false;
+    uint64_t flags = flags_of(m), next = s->rip + SYSCALL_LENGTH;
+    struct interrupted from = {
+        .rcx = next, .r11 = flags | FLAG_IF, .rip = next, .flags = flags, .code = XEN_CS64, .stack = XEN_SS,
+    };
+    if (!bounce(m, v, callback->address, callback->masks_events, &from))
+        return false;
+    s->regs[RCX] = from.rcx;
+    s->regs[R11] = from.r11;
+    s->rip -= SYSCALL_LENGTH;
+    return true;
+}
+
+/* struct iret_context (public/arch-x86/xen-x86_64.h) */
+struct iret_frame {
+    uint64_t rax, r11, rcx, how, rip, code, flags, rsp, stack;
+};
+
+/* Traps.iret, to a place where no event waits. */
+static bool iret(struct machine *m, struct vcpu *v)
+{
+    struct cpu_state *s = m->processor.state;
+    uint8_t *info = info_of(m, v);
+    struct iret_frame frame;
+    uint64_t rsp = s->regs[RSP], code_descriptor = FLAT_CODE64, stack_descriptor = FLAT_DATA;
+    if (rsp & 7 || !within_page(rsp, sizeof frame))
+        return false;
+    uint64_t maddr = walk(m, v->kernel_root, rsp, PRESENT);
+    if (maddr == NOWHERE)
+        return false;
+    memcpy(&frame, m->ram + maddr, sizeof frame);
+    bool to_user = (frame.code & 3) == 3;
+    uint32_t code = (frame.code & 0xFFFF) | 3, stack = (frame.stack & 0xFFFF) | 3;
+    uint8_t mask = frame.flags & FLAG_IF ? 0 : 1;
+    if ((to_user && !v->user_root) || frame.flags & (FLAG_TF | FLAG_RF) || event_follows(info, mask))
+        return false;
+    if (code != XEN_CS64 || selector(s, CS) != code) {
+        if (code & IN_LDT || !is_code(code_descriptor = descriptor(m, v, code)))
+            return false;
+    }
+    if (stack != selector(s, SS) && stack != 3) {
+        if (stack & IN_LDT || !is_writable_data(stack_descriptor = descriptor(m, v, stack)))
+            return false;
+    }
+    if (to_user)
+        toggle_mode(m, v);
+    info[UPCALL_MASK] = mask;
+    v->upcall_streak = 0;
+    s->regs[RAX] = frame.rax;
+    if (!(frame.how & IN_SYSCALL)) {
+        s->regs[R11] = frame.r11;
+        s->regs[RCX] = frame.rcx;
+    }
+    s->rip = frame.rip - SYSCALL_LENGTH;
+    s->regs[RSP] = frame.rsp;
+    set_flags(s, (frame.flags & (FLAGS_ARITHMETIC | FLAG_DF | FLAG_NT | FLAG_AC | FLAG_ID)) | FLAG_FIXED | FLAG_IF);
+    if (code != XEN_CS64 || selector(s, CS) != code)
+        load_segment(s, CS, code, code_descriptor, false);
+    if (stack != selector(s, SS))
+        load_segment(s, SS, stack, stack_descriptor, true);
+    return true;
+}
+
+static bool is_canonical(uint64_t address)
+{
+    return address < CANONICAL_LOW_END || address >= HYPERVISOR_START;
+}
+
+static bool set_segment_base(struct machine *m, struct vcpu *v, uint32_t which, uint64_t base)
+{
+    struct cpu_state *s = m->processor.state;
+    if (!is_canonical(base))
+        return false;
+    if (which == SEGBASE_FS)
+        s->segments[FS].base = base;
+    else if (which == SEGBASE_GS_USER)
+        v->other_gs_base = base;
+    else if (which == SEGBASE_GS_KERNEL)
+        s->segments[GS].base = base;
+    else
+        return false;
+    return true;
+}
+
+static void fpu_taskswitch(struct cpu_state *s, bool set)
+{
+    if (set) {
+        s->cr[0] |= CR0_TS;
+        s->hflags |= HF_TS;
+    } else {
+        s->cr[0] &= ~(uint64_t)CR0_TS;
+        s->hflags &= ~HF_TS;
+    }
+}
+
+static void note_hypercall(struct machine *m, struct vcpu *v, const uint64_t call[5])
+{
+    m->hypercall_counts[call[0]] += 1;
+    memcpy(v->hypercalls.calls[v->hypercalls.made++ % 16], call, 5 * sizeof call[0]);
+}
+
+static bool hypercall(struct machine *m, struct vcpu *v)
+{
+    struct cpu_state *s = m->processor.state;
+    const uint64_t *regs = s->regs;
+    const uint64_t call[5] = {regs[RAX], regs[RDI], regs[RSI], regs[RDX], regs[R10]};
+    const uint8_t *info = info_of(m, v);
+    bool done = false;
+    if (call[0] == HYPERCALL_IRET) {
+        done = iret(m, v);
+    } else if (!event_follows(info, info[UPCALL_MASK])) {
+        if (call[0] == HYPERCALL_SET_SEGMENT_BASE) {
+            done = set_segment_base(m, v, (uint32_t)call[1], call[2]);
+        } else if (call[0] == HYPERCALL_STACK_SWITCH) {
+            v->kernel_ss = (call[1] & 0xFFFF) | 3;
+            v->kernel_sp = call[2];
+            done = true;
+        } else if (call[0] == HYPERCALL_FPU_TASKSWITCH) {
+            fpu_taskswitch(s, (uint32_t)call[1] != 0);
+            done = true;
+        }
+        if (done)
+            s->regs[RAX] = 0;
+    }
+    if (done)
+        note_hypercall(m, v, call);
+    return done;
+}
+
+/* The engine's hook for SYSCALL. */
+void xenolith_syscall(void *uc, struct machine *m)
+{
+    struct vcpu *v = m->current;
+    (void)uc;
+    if (!v || !is_ordinary(m, v) || !(v->kernel_mode ? hypercall(m, v) : user_syscall(m, v)))
+        m->processor.syscall();
+}
+
+/* -- exceptions --------------------------------------------------------------------------------------------------------- */
+
+/* Whether a fault on `address` is a write to a page table that ptwr.py has to look at. */
+static bool is_table_write(const struct machine *m, const struct vcpu *v, uint64_t error, uint64_t address)
+{
+    if ((error & PF_PRESENT_WRITE) != PF_PRESENT_WRITE || !v->kernel_mode)
+        return false;
+    uint64_t maddr = walk(m, v->kernel_root, address, PRESENT);
+    return maddr != NOWHERE && m->frame_types[maddr >> 12] == TYPE_L1 && m->frame_type_counts[maddr >> 12];
+}
+
+/* Traps._page_fault and inject_page_fault, for what is the guest's own. */
+static bool page_fault(struct machine *m, struct vcpu *v, struct interrupted *from)
+{
+    uint64_t address = m->processor.state->cr[2];
+    uint32_t error = (uint32_t)*m->processor.error_code;
+    if ((address >= CANONICAL_LOW_END && address < HYPERVISOR_END) || is_table_write(m, v, error, address))
+        return false;
+    from->has_error = true;
+    from->error = v->kernel_mode ? error & ~(uint32_t)PF_USER : error | PF_USER;
+    if (!bounce(m, v, v->traps[PAGE_FAULT].address, v->traps[PAGE_FAULT].masks_events, from))
+        return false;
+    memcpy(info_of(m, v) + INFO_CR2, &address, 8);
+    return true;
+}
+
+static bool no_device(struct machine *m, struct vcpu *v, const struct interrupted *from)
+{
+    if (!bounce(m, v, v->traps[NO_DEVICE].address, v->traps[NO_DEVICE].masks_events, from))
+        return false;
+    fpu_taskswitch(m->processor.state, false);
+    return true;
+}
+
+/* The engine's hook for exceptions. */
+void xenolith_exception(void *uc, uint32_t vector, struct machine *m)
+{
+    struct vcpu *v = m->current;
+    struct cpu_state *s = m->processor.state;
+    bool done = false;
+    if (v && (vector == PAGE_FAULT || vector == NO_DEVICE) && !*m->processor.is_software && is_ordinary(m, v)) {
+        struct interrupted from = {
+            .rcx = s->regs[RCX], .r11 = s->regs[R11], .rip = s->rip, .flags = flags_of(m),
+            .code = selector(s, CS), .stack = selector(s, SS),
+        };
+        done = vector == PAGE_FAULT ? page_fault(m, v, &from) : no_device(m, v, &from);
+    }
+    if (done)
+        *m->processor.old_exception = -1;
+    else
+        m->processor.exception(uc, vector);
+}

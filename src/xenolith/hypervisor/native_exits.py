@@ -1,0 +1,75 @@
+"""The native helper, which handles the commonest exits without Python (exits.c): finding it, and giving it its state.
+
+It is compiled when Xenolith is installed, if there is a C compiler. Without it everything works as well, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from xenolith.cpu.shortcuts import STATE_FIELDS, Shortcuts
+from xenolith.hypervisor.shared_state import LAYOUT
+
+if TYPE_CHECKING:
+    from xenolith.hypervisor.machine import Hypervisor
+
+SWITCH: Final = "XENOLITH_NATIVE"
+"""The environment variable that switches the helper off if it is "0"."""
+_HERE: Final = Path(__file__).parent
+_LIBRARY: Final = _HERE / "exits.so"
+_SOURCES: Final = (_HERE / "exits.c", _HERE.parent / "cpu" / "processor.h")
+
+
+def missing() -> str | None:
+    """Why there is no helper; None if there is one."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 switches it off"
+    if not _LIBRARY.exists():
+        return "there was no C compiler when Xenolith was installed"
+    return None if _library() is not None else "it was compiled from other sources: install Xenolith again"
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The library, if it was compiled from the sources that lie beside it and agrees with us on every structure."""
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+        library.xenolith_sources.restype = ctypes.c_char_p
+        if library.xenolith_sources() != b"%d" % checksum(_SOURCES):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return library if _numbers(library, "xenolith_layout", len(LAYOUT)) == LAYOUT else None
+
+
+def _numbers(library: ctypes.CDLL, name: str, count: int) -> tuple[int, ...]:
+    return tuple((ctypes.c_uint32 * count).in_dll(library, name))
+
+
+def checksum(sources: tuple[Path, ...]) -> int:
+    """Tells whether sources have changed."""
+    return zlib.crc32(b"".join(source.read_bytes() for source in sources))
+
+
+def shortcuts(hv: Hypervisor) -> Shortcuts | None:
+    """The helper's functions, working on the state of `hv`, for its engine to call. None where there is no helper."""
+    if missing() is not None:
+        return None
+    library, state, frames = _library(), hv.state, hv.frames
+    assert library is not None
+    state.ram, state.ram_size = hv.ram.host_address, frames.total << 12
+    state.frame_types = frames.types.ctypes.data
+    state.frame_type_counts = frames.type_counts.ctypes.data
+    state.frame_flags = frames.all_flags.ctypes.data
+    state.epoch = ctypes.addressof(frames.epoch_counter)
+    syscall, exception = (
+        ctypes.cast(function, ctypes.c_void_p).value or 0
+        for function in (library.xenolith_syscall, library.xenolith_exception)
+    )
+    state_layout = _numbers(library, "xenolith_state_layout", len(STATE_FIELDS))
+    return Shortcuts(state.processor, syscall, exception, ctypes.addressof(state), state_layout)

@@ -1,0 +1,358 @@
+"""The native helper does to the last bit what Python does, or leaves an exit alone."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.hypervisor.support import Bench, Clock, Guest, Host
+from xenolith.abi.hypercalls import (
+    HYPERVISOR_fpu_taskswitch,
+    HYPERVISOR_iret,
+    HYPERVISOR_set_segment_base,
+    HYPERVISOR_stack_switch,
+    HYPERVISOR_xen_version,
+)
+from xenolith.abi.traps import CALLBACKTYPE_event, CALLBACKTYPE_nmi, CALLBACKTYPE_syscall
+from xenolith.cpu.registers import (
+    AC,
+    CS,
+    DF,
+    FLAGS_ARITHMETIC,
+    IF,
+    IOPL,
+    NT,
+    R11,
+    RAX,
+    RCX,
+    RDI,
+    RF,
+    RIP,
+    RSI,
+    RSP,
+    SS,
+    TF,
+)
+from xenolith.cpu.unicorn import UnicornEngine
+from xenolith.hypervisor import native_exits
+from xenolith.hypervisor.descriptors import (
+    FLAT_CODE32,
+    FLAT_CODE64,
+    FLAT_DATA,
+    XEN_CS32,
+    XEN_CS64,
+    XEN_SS,
+    segment_of,
+)
+from xenolith.hypervisor.frames import FLAG_EXECUTABLE
+from xenolith.hypervisor.machine import Hypervisor
+from xenolith.hypervisor.native_exits import SWITCH, checksum, missing
+from xenolith.hypervisor.shared_state import Callback, Gate
+from xenolith.machine.ram import Ram
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no native helper: {missing()}")
+
+NO_DEVICE, PAGE_FAULT = 7, 14
+USER_CS, USER_SS, READ_ONLY, ABSENT, LDT = 0x33, 0x2B, 0x3B, 0x43, 0x0F
+GDT = {1: FLAT_CODE32, 5: FLAT_DATA, 6: FLAT_CODE64, 7: FLAT_DATA & ~(2 << 40), 8: FLAT_CODE64 & ~(1 << 47)}
+UNMAPPED, HOLE, HYPERVISOR = 0x7000_0000_0000, 0x8000_0000_0000, 0xFFFF_8200_0000_0000
+
+
+class Machine(Bench):
+    """The hypervisor on the real processor, which executes nothing."""
+
+    engine: UnicornEngine  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        ram = Ram(256 << 12)
+        Hypervisor.__init__(self, ram, UnicornEngine(ram), Clock(), Host(), None)  # type: ignore[arg-type]
+        self.subject = self.guest(pages=6)
+        gdt = self.give(self.subject.domain, 1)
+        self.table(gdt[0], GDT)
+        self.descriptors.set_gdt(self.subject.vcpu, gdt, 512)
+        self.subject.vcpu.user_root = self.subject.vcpu.kernel_root
+        self.stack = self.subject.data[2]
+        self.frames.flags[self.stack] &= ~FLAG_EXECUTABLE & 0xFF
+        self.engine.switch_to(self.subject.vcpu.cpu)
+        self.asked = 0
+        processor = self.state.processor
+        self.hooks = (
+            ctypes.CFUNCTYPE(None)(processor.syscall),
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)(processor.exception),
+        )
+        self.counting = (
+            ctypes.CFUNCTYPE(None)(self._syscall),
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)(self._exception),
+        )
+        processor.syscall, processor.exception = (ctypes.cast(each, ctypes.c_void_p) for each in self.counting)
+        library = native_exits._library()
+        assert library is not None
+        library.xenolith_syscall.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        library.xenolith_exception.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+        self.native = (library.xenolith_syscall, library.xenolith_exception)
+        self.at = ctypes.addressof(self.state)
+
+    def _syscall(self) -> None:
+        self.asked += 1
+        self.hooks[0]()
+
+    def _exception(self, uc: int, vector: int) -> None:
+        self.asked += 1
+        self.hooks[1](uc, vector)
+
+    def exit(self, vector: int | None, natively: bool) -> None:
+        """SYSCALL, or an exception, as the engine tells of it."""
+        if vector is None:
+            self.native[0](None, self.at) if natively else self.hooks[0]()
+        elif natively:
+            self.native[1](None, vector, self.at)
+        else:
+            self.hooks[1](None, vector)
+
+    def save(self) -> tuple[Any, ...]:
+        return bytes(self.ram.bytes), bytes(self.engine._live), bytes(self.subject.vcpu), bytes(self.state)
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        self.ram.bytes[:], self.engine._live[:] = saved[0], saved[1]
+        ctypes.memmove(ctypes.addressof(self.subject.vcpu), saved[2], len(saved[2]))
+        ctypes.memmove(self.at, saved[3], len(saved[3]))
+        self.frames.epoch_counter.value = 1
+        domain, engine = self.subject.domain, self.engine
+        domain.shutdown_code, domain.crash_reason, domain.crash_report = None, "", None
+        domain.pause_count = 0
+        engine._stopping.value, engine._stepped_syscall, engine._failure = 0, False, None
+
+    def outcome(self) -> tuple[Any, ...]:
+        domain, engine = self.subject.domain, self.engine
+        return (
+            *self.save(),
+            *(self.frames.epoch, domain.shutdown_code, domain.crash_reason),
+            *(engine._cr3.value, engine._stopping.value, engine._stepped_syscall, engine._failure),
+        )
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return Machine()
+
+
+BITS = [1 << bit for bit in range(22) if FLAGS_ARITHMETIC >> bit & 1]
+FLAGS = st.builds(
+    lambda usual, rare: sum(usual) | rare,
+    st.sets(st.sampled_from([*BITS, DF, IF, NT, AC, 1 << 21])),
+    st.sampled_from([0, 0, 0, 0, TF, RF, IOPL]),
+)
+CODE = st.sampled_from([XEN_CS64, XEN_CS64, USER_CS, USER_CS, USER_CS & ~3, XEN_CS32, 0x0B, ABSENT, LDT, 0])
+STACK = st.sampled_from([XEN_SS, XEN_SS, USER_SS, USER_SS, 0, READ_ONLY, LDT, 3])
+WHERE = st.one_of(
+    st.integers(0, 512).map(lambda at: ("page", at * 8)),
+    st.sampled_from([("page", 0x801), ("page", 8 * 511), ("info", 64), ("tables", 0)]),
+    st.sampled_from([("at", UNMAPPED), ("at", HOLE), ("at", HYPERVISOR), ("at", 8), ("at", (1 << 64) - 8)]),
+)
+ADDRESS = st.one_of(WHERE, st.integers(0, (1 << 64) - 1).map(lambda at: ("at", at)))
+WORD = st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, HOLE, HYPERVISOR, HOLE - 1]))
+RARELY = st.sampled_from([False] * 15 + [True])
+
+
+def place(guest: Guest, where: tuple[str, int]) -> int:
+    kind, at = where
+    if kind == "page":
+        return guest.va(2, at)
+    if kind == "info":
+        return guest.va(4, at)
+    return guest.table_va(guest.l1) if kind == "tables" else at
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "vector": draw(st.sampled_from([None] * 5 + [PAGE_FAULT] * 3 + [NO_DEVICE, 13])),
+        "kernel_mode": draw(st.booleans()),
+        "number": draw(
+            st.sampled_from(
+                [HYPERVISOR_iret] * 6
+                + [HYPERVISOR_stack_switch, HYPERVISOR_fpu_taskswitch]
+                + [HYPERVISOR_set_segment_base, HYPERVISOR_xen_version, 60, 1 << 40]
+            )
+        ),
+        "arguments": (draw(st.one_of(st.integers(0, 4), WORD)), draw(WORD)),
+        "flags": draw(FLAGS),
+        "lazy": draw(st.one_of(st.just(1), st.integers(1, 50))),
+        "selectors": (draw(CODE), draw(STACK)),
+        "stack": draw(WHERE),
+        "kernel_stack": draw(WHERE),
+        "frame": (
+            *(draw(WORD), draw(WORD), draw(WORD), draw(st.sampled_from([0, 0, 1 << 8])), draw(WORD)),
+            *(draw(CODE), draw(FLAGS), draw(WORD), draw(STACK)),
+        ),
+        "pending": draw(st.sampled_from([0, 0, 0, 1, 0xFF])),
+        "mask": draw(st.sampled_from([0, 0, 1, 1, 0x81])),
+        "nmi": draw(RARELY),
+        "handler": draw(st.sampled_from([0x1234_5678, 0xFFFF_FFFF_8000_1000, 0x42, 0])),
+        "masks": draw(st.booleans()),
+        "assist": draw(st.sampled_from([0, 1 << 2, 1 << 4, 0x3F])),
+        "iopl": draw(st.integers(0, 3)),
+        "has_user": not draw(RARELY),
+        "error": draw(st.integers(0, 31)),
+        "address": draw(ADDRESS),
+        "breaks": draw(st.sampled_from([0x400] * 15 + [0x401])),
+        "software": draw(RARELY),
+        "reschedule": draw(RARELY),
+    }
+
+
+def prepare(machine: Machine, scenario: dict[str, Any]) -> None:
+    guest = machine.subject
+    vcpu, cpu = guest.vcpu, guest.vcpu.cpu
+    vcpu.info_maddr = guest.maddr(4)
+    for index, register in enumerate((RCX, R11, *range(12, 16))):
+        cpu.regs[register] = 0x1111_1111_1111_1111 * (index + 1)
+    cpu.regs[RAX], cpu.regs[RDI], cpu.regs[RSI] = scenario["number"], *scenario["arguments"]
+    cpu.regs[RIP], cpu.regs[RSP] = guest.va(0, 0x100), place(guest, scenario["stack"])
+    cpu.flags = scenario["flags"]
+    cpu.longs[168 // 4] = scenario["lazy"]  # CC_OP
+    for segment, selector in zip((CS, SS), scenario["selectors"], strict=True):
+        about = segment_of(machine.descriptors.lookup(vcpu, selector))
+        cpu.load_segment(segment, selector, about.base, about.limit, about.attributes)
+    cpu.gs_base, vcpu.other_gs_base = 0xAAAA_0000, 0xBBBB_0000
+    cpu.task_switched = bool(scenario["arguments"][1] & 1)
+    vcpu.kernel_mode, vcpu.kernel_sp = scenario["kernel_mode"], place(guest, scenario["kernel_stack"])
+    vcpu.user_root = vcpu.kernel_root if scenario["has_user"] else 0
+    vcpu.iopl, vcpu.nmi_pending, vcpu.upcall_streak = scenario["iopl"], scenario["nmi"], 3
+    guest.domain.vm_assist = scenario["assist"]
+    for kind in (CALLBACKTYPE_syscall, CALLBACKTYPE_event, CALLBACKTYPE_nmi):
+        vcpu.callbacks[kind] = Callback(scenario["handler"] + kind if scenario["handler"] else 0, scenario["masks"])
+    for vector in (0, NO_DEVICE, 13, PAGE_FAULT):
+        vcpu.traps[vector] = Gate(scenario["handler"], XEN_CS64, 3, scenario["masks"])
+    at = guest.maddr(4)
+    machine.ram.bytes[at : at + 2] = bytes((scenario["pending"], scenario["mask"]))
+    offset = cpu.regs[RSP] - guest.va(2)
+    if 0 <= offset <= 4096 - 72:
+        at = guest.maddr(2, offset)
+        machine.ram.bytes[at : at + 72] = struct.pack("<9Q", *scenario["frame"])
+    engine = machine.engine
+    engine._longs[engine._error_at], engine._longs[engine._is_int_at] = scenario["error"], scenario["software"]
+    engine._words[440 // 8] = place(guest, scenario["address"])  # CR2
+    engine._words[engine.debug_word + 7] = scenario["breaks"]
+    machine.state.reschedule = scenario["reschedule"]
+    machine.state.current = ctypes.addressof(vcpu)
+
+
+@settings(max_examples=400, deadline=None)
+@given(scenario=scenarios())
+def test_native_and_python_do_the_same(machine: Machine, scenario: dict[str, Any]) -> None:
+    begin = machine.save()
+    try:
+        prepare(machine, scenario)
+        prepared = machine.save()
+        machine.restore(prepared)
+        machine.exit(scenario["vector"], natively=True)
+        natively = machine.outcome()
+        machine.restore(prepared)
+        machine.exit(scenario["vector"], natively=False)
+        in_python = machine.outcome()
+    finally:
+        machine.restore(begin)
+    assert natively == in_python
+
+
+USUAL: dict[str, Any] = {
+    "vector": None, "kernel_mode": False, "number": 39, "arguments": (1, 0x5000), "flags": IF | 1, "lazy": 1,
+    "selectors": (USER_CS, USER_SS), "stack": ("page", 0x800), "kernel_stack": ("page", 0x900),
+    "frame": (1, 2, 3, 0, 0x4000, USER_CS, IF, 0x5000, USER_SS), "pending": 0, "mask": 0, "nmi": False,
+    "handler": 0x1234, "masks": True, "assist": 0x3F, "iopl": 0, "has_user": True, "error": 6, "address": ("at", 0x42),
+    "breaks": 0x400, "software": False, "reschedule": False,
+}  # fmt: skip
+IN_KERNEL: dict[str, Any] = {"kernel_mode": True, "selectors": (XEN_CS64, XEN_SS)}
+
+
+def was_native(machine: Machine, **changes: Any) -> bool:
+    begin = machine.save()
+    prepare(machine, USUAL | changes)
+    machine.asked = 0
+    machine.exit(changes.get("vector"), natively=True)
+    machine.restore(begin)
+    return not machine.asked
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"lazy": 17},
+        {"pending": 1, "mask": 1},
+        {"pending": 1},  # the callback masks events
+        {**IN_KERNEL, "number": HYPERVISOR_iret},
+        {**IN_KERNEL, "number": HYPERVISOR_iret, "frame": (1, 2, 3, 0, 4, XEN_CS64 & ~3, 0, 5, 0), "pending": 1},
+        {**IN_KERNEL, "number": HYPERVISOR_stack_switch},
+        {**IN_KERNEL, "number": HYPERVISOR_fpu_taskswitch},
+        {**IN_KERNEL, "number": HYPERVISOR_set_segment_base},
+        {"vector": PAGE_FAULT},
+        {**IN_KERNEL, "vector": PAGE_FAULT},
+        {"vector": NO_DEVICE},
+    ],
+)
+def test_what_is_common_never_gets_to_python(machine: Machine, case: dict[str, Any]) -> None:
+    assert was_native(machine, **case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"pending": 1, "masks": False},
+        {"nmi": True},
+        {"reschedule": True},
+        {"breaks": 0x401},
+        {"flags": TF},
+        {"handler": 0},
+        {"selectors": (LDT, USER_SS)},
+        {"kernel_stack": ("at", UNMAPPED)},
+        {**IN_KERNEL, "number": HYPERVISOR_iret, "pending": 1},
+        {**IN_KERNEL, "number": HYPERVISOR_iret, "has_user": False},
+        {**IN_KERNEL, "number": HYPERVISOR_set_segment_base, "arguments": (3, 0)},
+        {**IN_KERNEL, "number": HYPERVISOR_xen_version},
+        {**IN_KERNEL, "vector": PAGE_FAULT, "error": 7, "address": ("tables", 0)},
+        {"vector": 13},
+    ],
+)
+def test_what_is_uncommon_does(machine: Machine, case: dict[str, Any]) -> None:
+    assert not was_native(machine, **case)
+
+
+def test_code_on_the_stack_is_pythons(machine: Machine) -> None:
+    machine.frames.flags[machine.stack] |= FLAG_EXECUTABLE
+    assert not was_native(machine)
+    machine.frames.flags[machine.stack] &= ~FLAG_EXECUTABLE & 0xFF
+
+
+# -- whether it is there -----------------------------------------------------------------------------------------------
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert missing() == "XENOLITH_NATIVE=0 switches it off"
+    machine = Bench()
+    assert native_exits.shortcuts(machine) is None
+
+
+def test_a_change_of_the_sources_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "exits.c"
+    changed.write_bytes(native_exits._SOURCES[0].read_bytes() + b"\n")
+    assert checksum((changed,)) != checksum(native_exits._SOURCES[:1])
+    monkeypatch.setattr(native_exits, "_SOURCES", (changed, native_exits._SOURCES[1]))
+    native_exits._library.cache_clear()
+    try:
+        assert missing() == "it was compiled from other sources: install Xenolith again"
+    finally:
+        native_exits._library.cache_clear()
+
+
+def test_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_exits, "_LIBRARY", tmp_path / "exits.so")
+    assert missing() == "there was no C compiler when Xenolith was installed"
