@@ -24,7 +24,13 @@ Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None
 DiskModel = Callable[["Image", Submit], "PciDevice"]
 
 
-DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {}
+def _nvme() -> DiskModel:
+    from xenolith.machine.devices.nvme import Nvme
+
+    return Nvme
+
+
+DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {"nvme": _nvme}
 """Models of disks by name; each is imported when a machine has one."""
 MODELS: Final = tuple(DISK_MODELS)
 

@@ -1,0 +1,71 @@
+"""Disks behind PCI, each driven by the driver that Linux has for it, in a control domain."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.boot.command_line import run
+from tests.boot.conftest import Kernel
+from tests.boot.linux import sections
+
+_KIB: Final = 1024
+_DISK: Final = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(2048 * _KIB // 32))
+_WRITTEN_AT: Final = 1024 * _KIB
+_WRITTEN: Final = 256 * _KIB
+
+_SCRIPT: Final = r"""
+section() { echo "@@ $1"; }
+digest() { sha256sum | cut -c 1-64; }
+while [ ! -b /dev/@NAME@ ]; do sleep 0.1; done
+section size; cat /sys/block/@NAME@/size /sys/block/@NAME@/ro
+section read; digest < /dev/@NAME@
+head -c 262144 /dev/urandom > /tmp/data
+dd if=/tmp/data of=/dev/@NAME@ bs=64k seek=16 conv=fsync 2> /dev/null
+dd if=/tmp/data of=/dev/@NAME@ bs=4k seek=384 count=4 oflag=direct 2> /dev/null
+echo 3 > /proc/sys/vm/drop_caches
+section written; digest < /tmp/data; dd if=/dev/@NAME@ bs=64k skip=16 count=4 2> /dev/null | digest
+section small; head -c 16384 /tmp/data | digest
+section interrupts; grep @INTERRUPT@ /proc/interrupts
+section end
+"""
+
+
+class Model(NamedTuple):
+    """How Linux knows a model: its driver, the disk's name, what its interrupts are called."""
+
+    modules: tuple[str, ...]
+    name: str
+    interrupt: str
+
+
+_MODELS: Final = {"nvme": Model(("nvme",), "nvme0n1", "nvme0q1")}
+
+
+@pytest.mark.parametrize("model", _MODELS)
+def test_linux_reads_and_writes_a_disk(model: str, kernel: Kernel, tmp_path: Path) -> None:
+    """What it reads is what the host has, and the host has what it wrote, by the messages of the device."""
+    disk, ramdisk = tmp_path / "disk.img", tmp_path / "ramdisk"
+    disk.write_bytes(_DISK)
+    modules, name, interrupt = _MODELS[model]
+    made = run(
+        "ramdisk", "-o", ramdisk, "--kernel", kernel("debian"), *(f"--module={module}" for module in modules),
+        "--exec", _SCRIPT.replace("@NAME@", name).replace("@INTERRUPT@", interrupt),
+    )  # fmt: skip
+    assert made.status == 0, made.log
+    ended = run("boot", "--kernel", "debian", "--ramdisk", ramdisk, "--device", f"{model},target={disk}")
+    assert ended.status == 0, ended.log
+    found = sections(ended)
+    assert found.complaints == [], ended.log
+    assert found.lines("size") == [str(len(_DISK) // 512), "0"]
+    assert found.lines("read") == [hashlib.sha256(_DISK).hexdigest()]
+    content = disk.read_bytes()
+    written = content[_WRITTEN_AT : _WRITTEN_AT + _WRITTEN]
+    assert found.lines("written") == [hashlib.sha256(written).hexdigest()] * 2
+    assert found.lines("small") == [hashlib.sha256(content[1536 * _KIB : 1552 * _KIB]).hexdigest()]
+    assert content[:_WRITTEN_AT] == _DISK[:_WRITTEN_AT]
+    assert re.search(r": +[1-9]\d* +xen-pirq +-msi-x ", found.text("interrupts")), found.text("interrupts")
