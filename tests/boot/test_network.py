@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import socket
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from tests.boot.background import Background, background
 from tests.boot.conftest import Kernel
+from tests.boot.host_network import free_port, needs_user_network, serving
 from tests.boot.linux import COMPLAINTS
-from xenolith.loader import registry
 
 _MIB: Final = int(os.environ.get("XENOLITH_NETWORK_MIB", "20"))
 """How much is copied. What it takes is the time of the two guests' own TCP, under emulation."""
@@ -74,40 +66,11 @@ def _plug(machine: Background) -> None:
     assert "2 packets received" in machine.run("client", "ping -c 2 -W 20 10.9.0.1")
 
 
-class _Page(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(_DATA)))
-        self.end_headers()
-        self.wfile.write(_DATA)
-
-    def log_message(self, *words: object) -> None: ...
-
-
-@contextmanager
-def _serving() -> Iterator[int]:
-    """A web server on the host's loopback; its port."""
-    with HTTPServer(("127.0.0.1", 0), _Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_a_guest_and_the_host_reach_each_other(kernel: Kernel, tmp_path: Path) -> None:
     kernel("debian-cloud")
-    if shutil.which("passt") is None and registry.tool("passt") is None:
-        pytest.skip("passt is not on this host: install it, or run 'xenolith pull passt'")
-    if not any(line.split()[1] == "00000000" for line in Path("/proc/net/route").read_text().splitlines()[1:]):
-        pytest.skip("this host has no network, which passt needs")
-    port = _free_port()
-    with _serving() as page, background(tmp_path, "--preset", "split", "--machine-memory", "192MiB") as machine:
+    needs_user_network()
+    port = free_port()
+    with serving(_DATA) as page, background(tmp_path, "--preset", "split", "--machine-memory", "192MiB") as machine:
         _create(machine, "guest", f"user,forward=tcp:{port}:80")
         machine.wait_console("guest", "guest:~# ", _LIMIT_S)
         assert "10.0.2.15/24" in machine.run("guest", "ip addr show eth0")

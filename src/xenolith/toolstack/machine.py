@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from xenolith.machine.ram import Ram
 from xenolith.services.console import Terminals
 from xenolith.services.supervisor import Supervisor
 from xenolith.toolstack.builder import Built
+from xenolith.toolstack.cards import Cards
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
@@ -38,6 +40,7 @@ from xenolith.toolstack.serial_line import SerialLine
 if TYPE_CHECKING:
     from xenolith.machine.clock import Clock
     from xenolith.machine.pc import Pc
+    from xenolith.services.network.networks import Networks
     from xenolith.toolstack.lifecycle import Toolstack
 
 _MIB_SHIFT: Final = 20
@@ -97,7 +100,8 @@ class Machine:
         self._serial = SerialLine(config.serial) if config.serial is not None and hardware else None
         if config.devices and not hardware:
             raise UserError("nobody has the machine's devices", "give a domain the capability 'hardware'")
-        self._devices = MachineDevices(config.devices, self.host.submit)
+        cards = Cards(config.name, self.host, self.clock.now_ns, lambda: self._networks, lambda text: self.log(text))
+        self._devices = MachineDevices(config.devices, self.host.submit, cards)
         self.pc = self._build_pc(memory) if hardware else None
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
             self._serial.listen(self.host, self.pc.serial.feed)
@@ -107,7 +111,7 @@ class Machine:
         self.terminals = Terminals(directory)
         self.log: Callable[[str], None] = lambda text: None
         self.supervisor = Supervisor(self.hv, self.host, directory, lambda text: self.log(text))
-        self._roles = Roles(self.supervisor, self.terminals, self.clock.virtual)
+        self._roles = Roles(self.supervisor, self.terminals, self.clock.virtual, lambda: self._networks)
         self.domid_of_service = self._roles.domid_of_service
 
     def _build_pc(self, memory: int) -> Pc:
@@ -122,6 +126,13 @@ class Machine:
             lambda: self.hv.power("reboot"),
             self._devices.functions,
         )
+
+    @cached_property
+    def _networks(self) -> Networks:
+        """Most machines have none."""
+        from xenolith.services.network.networks import Networks
+
+        return Networks()
 
     # -- domains ------------------------------------------------------------------------------------------------------
 
@@ -274,10 +285,11 @@ class Machine:
 
     def close(self) -> None:
         self.supervisor.close()
-        self._roles.close()
         self.terminals.close()
         self.host.close()
         self._devices.close()
+        if "_networks" in vars(self):
+            self._networks.close()
         if self._serial is not None:
             self._serial.close()
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from xenolith.errors import UserError
+from xenolith.toolstack.cards import CARD_MODELS, Cards
 from xenolith.toolstack.disks import Disk, disk_of
+from xenolith.toolstack.nics import Nic, nic_of
 from xenolith.toolstack.parameters import Parameters, table_to_parameters, words_to_parameters
 from xenolith.toolstack.values import parse_number
 
@@ -32,7 +34,7 @@ def _nvme() -> DiskModel:
 
 DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {"nvme": _nvme}
 """Models of disks by name; each is imported when a machine has one."""
-MODELS: Final = tuple(DISK_MODELS)
+MODELS: Final = (*DISK_MODELS, *CARD_MODELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,14 @@ class MachineDevice:
 
     model: str
     disk: Disk | None = None
+    nic: Nic | None = None
     slot: int | None = None
 
     def located(self, directory: Path) -> MachineDevice:
         """The same with names of files made absolute."""
-        return self if self.disk is None else replace(self, disk=self.disk.located(directory))
+        return replace(
+            self, disk=self.disk and self.disk.located(directory), nic=self.nic and self.nic.located(directory)
+        )
 
 
 def machine_device(value: Any) -> MachineDevice:
@@ -64,7 +69,10 @@ def _device(model: str, parameters: Parameters) -> MachineDevice:
         problem = f"there is no model '{model}' of devices" if model else "the device has no model"
         raise UserError(problem, f"there are {', '.join(MODELS)}")
     slot = _slot(parameters.pop("slot")[0]) if "slot" in parameters else None
-    return MachineDevice(model, disk_of(parameters, f"the {model}"), slot)
+    what = f"the {model}"
+    if model in CARD_MODELS:
+        return MachineDevice(model, nic=nic_of(parameters, what), slot=slot)
+    return MachineDevice(model, disk_of(parameters, what), slot=slot)
 
 
 def _slot(text: str) -> int:
@@ -80,13 +88,15 @@ class MachineDevices:
     `functions` has them by slot. UserError for what cannot be had, or for two devices in one slot.
     """
 
-    def __init__(self, devices: Iterable[MachineDevice], submit: Submit) -> None:
+    def __init__(self, devices: Iterable[MachineDevice], submit: Submit, cards: Cards) -> None:
         self._submit = submit
+        self._cards = cards
         self._images: list[Image] = []
         self.functions: dict[int, PciDevice] = {}
         try:
             for device in sorted(devices, key=lambda device: device.slot is None):
-                self.functions[self._place(device)] = self._make(device)
+                slot = self._place(device)
+                self.functions[slot] = self._make(device, slot)
         except BaseException:
             self.close()
             raise
@@ -99,7 +109,9 @@ class MachineDevices:
             raise UserError("the machine has more devices than slots", f"it has {len(_SLOTS)}")
         return free[0] if device.slot is None else device.slot
 
-    def _make(self, device: MachineDevice) -> PciDevice:
+    def _make(self, device: MachineDevice, slot: int) -> PciDevice:
+        if device.nic is not None:
+            return self._cards.make(device.model, slot, device.nic)
         from xenolith.services.disks.open import DiskSource
 
         assert device.disk is not None

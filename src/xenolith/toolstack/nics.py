@@ -37,6 +37,7 @@ PARAMETERS: Final = (
     "untrusted",
     "type",
 )
+MACHINE_PARAMETERS: Final = ("mac", "bridge", "user", "forward", "tap", "pcap", "mtu")
 _MAC: Final = re.compile(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}")
 _RATE: Final = re.compile(r"([0-9]{1,10})([GMK]?)([Bb])/s(?:@([0-9]{1,10})([mu]?)s?)?")
 _SCALE: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -148,6 +149,12 @@ def nic(value: Any) -> Nic:
     return parse_nic(value)
 
 
+def nic_of(parameters: Parameters, what: str) -> Nic:
+    """What a card of the machine is connected to. UserError for what it cannot be."""
+    known_parameters(parameters, MACHINE_PARAMETERS, what, repeated=("forward",))
+    return _nic(parameters)
+
+
 def _nic(parameters: Parameters) -> Nic:
     ignored = tuple(name for name in IGNORED if parameters.pop(name, None) is not None)
     known_parameters(parameters, PARAMETERS, "a vif", repeated=("forward",))
@@ -159,7 +166,7 @@ def _nic(parameters: Parameters) -> Nic:
     if forwards and not user:
         raise UserError("forward is for user-mode networking", "write user, or leave forward out")
     if user + ("tap" in given) + ("bridge" in given) > 1:
-        raise UserError("a vif is at one of bridge, tap and user", "leave the others out")
+        raise UserError("a network device is at one of bridge, tap and user", "leave the others out")
     own = user or "tap" in given
     pcap = _nonempty(given, "pcap")
     return Nic(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from xenolith.hypervisor.domain import Capability, Domain
@@ -48,13 +49,15 @@ def implied_services(names: tuple[str, ...]) -> DomainConfig:
 
 
 class Roles:
-    """Makes the roles of one machine, and knows which domain has which service."""
+    """Makes the roles of one machine, and knows which domain has which service. `networks` gives the machine's."""
 
-    def __init__(self, supervisor: Supervisor, terminals: Terminals, repeatable: bool) -> None:
+    def __init__(
+        self, supervisor: Supervisor, terminals: Terminals, repeatable: bool, networks: Callable[[], Networks]
+    ) -> None:
         self._supervisor = supervisor
         self._terminals = terminals
         self._repeatable = repeatable
-        self._networks: Networks | None = None
+        self._networks = networks
         self._owners: dict[str, str] = {}
         self.toolstack: Toolstack | None = None
         self._own_tasks = Tasks(lambda error: supervisor.log(f"a command failed: {error!r}"))
@@ -94,9 +97,8 @@ class Roles:
 
     def _net(self) -> Factory:
         from xenolith.services.net import NetService
-        from xenolith.services.network.networks import Networks
 
-        networks = self._networks = self._networks or Networks()
+        networks = self._networks()
         return lambda context: NetService(context, networks)
 
     def domid_of_service(self, name: str) -> int | None:
@@ -112,11 +114,6 @@ class Roles:
     def _toolstack(self, context: Context) -> Service:
         self.toolstack = Toolstack(context, self._devices, self._terminals, self._repeatable)
         return self.toolstack
-
-    def close(self) -> None:
-        """The machine is switched off: give back what services leave on the host."""
-        if self._networks is not None:
-            self._networks.close()
 
     def builder_tasks(self) -> Tasks | None:
         """The coroutines of the domain that makes guests; of none in particular if there is no such domain."""

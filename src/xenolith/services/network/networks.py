@@ -10,8 +10,8 @@ from xenolith.backends.net.switch import Switch
 from xenolith.services.network.capture import Capture
 from xenolith.services.network.uplink import Uplink
 
-Key = tuple[int, str]
-"""A device: the guest's domid, and the device's number."""
+Key = tuple[int | None, str]
+"""A device: the guest's domid, and the device's number; without a domid, a card of the machine."""
 
 
 class Due(Protocol):

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from tests.unit.machine.devices.board import Board
+from tests.unit.machine.devices.board import MEMORY_BYTES, Board
 from xenolith.machine.devices.virtio_pci import DRIVER_OK, FEATURES_OK, VERSION_1, VirtioDevice
 
 ACKNOWLEDGE: Final = 1
@@ -98,7 +98,9 @@ class Driver:
     # -- buffers ------------------------------------------------------------------------------------------------------
 
     def place(self, data: bytes) -> int:
-        """Where `data` now lies."""
+        """Where `data` now lies. Memory for that is used again and again."""
+        if self.next_buffer + len(data) > MEMORY_BYTES:
+            self.next_buffer = _BUFFERS_AT
         at, self.next_buffer = self.next_buffer, self.next_buffer + len(data)
         self.board.put(at, data)
         return at
