@@ -43,7 +43,10 @@ class Model(NamedTuple):
     interrupt: str
 
 
-_MODELS: Final = {"nvme": Model(("nvme",), "nvme0n1", "nvme0q1")}
+_MODELS: Final = {
+    "nvme": Model(("nvme",), "nvme0n1", "nvme0q1"),
+    "virtio-blk": Model(("virtio_pci", "virtio_blk"), "vda", "virtio0-req"),
+}
 
 
 @pytest.mark.parametrize("model", _MODELS)

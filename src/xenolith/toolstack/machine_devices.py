@@ -15,15 +15,14 @@ from xenolith.toolstack.parameters import Parameters, table_to_parameters, words
 from xenolith.toolstack.values import parse_number
 
 if TYPE_CHECKING:
+    from xenolith.machine.devices.disk_work import Submit
     from xenolith.machine.disk import Image
     from xenolith.machine.pci_device import PciDevice
 
 _SLOTS: Final = range(1, 31)
 """Slots of the bus that are free; 0 is the host bridge, 31 the bridge to ISA."""
 _EXAMPLE: Final = "as in nvme,target=disk.img"
-Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
-"""Has work that may block done in another thread, and then tells its result or its error in the machine's thread."""
-DiskModel = Callable[["Image", Submit], "PciDevice"]
+DiskModel = Callable[["Image", "Submit"], "PciDevice"]
 
 
 def _nvme() -> DiskModel:
@@ -32,7 +31,13 @@ def _nvme() -> DiskModel:
     return Nvme
 
 
-DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {"nvme": _nvme}
+def _virtio_blk() -> DiskModel:
+    from xenolith.machine.devices.virtio_blk import VirtioBlk
+
+    return VirtioBlk
+
+
+DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {"nvme": _nvme, "virtio-blk": _virtio_blk}
 """Models of disks by name; each is imported when a machine has one."""
 MODELS: Final = (*DISK_MODELS, *CARD_MODELS)
 

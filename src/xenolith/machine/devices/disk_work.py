@@ -43,11 +43,8 @@ class Outcome(Enum):
 Done = Callable[[Outcome], None]
 
 
-class Segment(NamedTuple):
-    """Memory at a bus address, in bytes."""
-
-    maddr: int
-    length: int
+Segments = Sequence[tuple[int, int]]
+"""Memory in pieces: the bus address and the length in bytes of each."""
 
 
 class Extent(NamedTuple):
@@ -55,6 +52,11 @@ class Extent(NamedTuple):
 
     offset: int
     length: int
+
+
+def serial_number(where: int) -> str:
+    """Of the disk behind PCI function `where`: another for each disk of a machine, and the same at each start."""
+    return f"XENOLITH{where:04X}"
 
 
 class _Job:
@@ -82,11 +84,11 @@ class _Job:
 class _Read(_Job):
     changes = False
 
-    def __init__(self, image: Image, memory: OpenMemory, offset: int, segments: Sequence[Segment], done: Done) -> None:
+    def __init__(self, image: Image, memory: OpenMemory, offset: int, segments: Segments, done: Done) -> None:
         super().__init__(done)
         self._image, self._memory = image, memory
         self._offset, self._segments = offset, segments
-        self.length = sum(segment.length for segment in segments)
+        self.length = sum(length for _, length in segments)
 
     def begin(self) -> bool:
         views = [self._memory(maddr, length, True) for maddr, length in self._segments]
@@ -108,12 +110,12 @@ class _Read(_Job):
 
 class _Write(_Job):
     def __init__(
-        self, image: Image, memory: OpenMemory, offset: int, segments: Sequence[Segment], safe: bool, done: Done
+        self, image: Image, memory: OpenMemory, offset: int, segments: Segments, safe: bool, done: Done
     ) -> None:
         super().__init__(done)
         self._image, self._memory = image, memory
         self._offset, self._segments, self._safe = offset, segments, safe
-        self.length = sum(segment.length for segment in segments)
+        self.length = sum(length for _, length in segments)
 
     def begin(self) -> bool:
         self._data = b"".join([self._memory(maddr, length, False) for maddr, length in self._segments])
@@ -126,14 +128,14 @@ class _Write(_Job):
 
 
 class _Zero(_Job):
-    def __init__(self, image: Image, extent: Extent, safe: bool, done: Done) -> None:
+    def __init__(self, image: Image, extents: Sequence[Extent], safe: bool, done: Done) -> None:
         super().__init__(done)
-        self._image, self._extent, self._safe = image, extent, safe
+        self._image, self._extents, self._safe = image, extents, safe
 
     def work(self) -> None:
-        offset, length = self._extent
-        for at in range(0, length, len(_ZEROS)):
-            self._image.writev(offset + at, [_ZEROS[: length - at]])
+        for offset, length in self._extents:
+            for at in range(0, length, len(_ZEROS)):
+                self._image.writev(offset + at, [_ZEROS[: length - at]])
         if self._safe:
             self._image.flush()
 
@@ -180,16 +182,16 @@ class DiskWork:
         self._turn = _TURN_BYTES
         self._serving = False
 
-    def read(self, offset: int, segments: Sequence[Segment], done: Done) -> None:
+    def read(self, offset: int, segments: Segments, done: Done) -> None:
         self._add(_Read(self._image, self._memory, offset, segments, done))
 
-    def write(self, offset: int, segments: Sequence[Segment], done: Done, *, safe: bool = False) -> None:
+    def write(self, offset: int, segments: Segments, done: Done, *, safe: bool = False) -> None:
         """`safe` asks that it survives a loss of power."""
         self._add(_Write(self._image, self._memory, offset, segments, safe, done))
 
-    def zero(self, extent: Extent, done: Done, *, safe: bool = False) -> None:
+    def zero(self, extents: Sequence[Extent], done: Done, *, safe: bool = False) -> None:
         """Write zeros."""
-        self._add(_Zero(self._image, extent, safe, done))
+        self._add(_Zero(self._image, extents, safe, done))
 
     def discard(self, extents: Sequence[Extent], done: Done) -> None:
         """These parts are wanted no more."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenolith.machine.devices.disk_work import DiskWork, Outcome, Submit
+from xenolith.machine.devices.disk_work import DiskWork, Outcome, Submit, serial_number
 from xenolith.machine.devices.nvme_admin import IO_QUEUES, MAX_QUEUE_ENTRIES, VECTORS, AdminCommands, Queues
 from xenolith.machine.devices.nvme_commands import Command, Refused, Status
 from xenolith.machine.devices.nvme_data import VERSION, Health
@@ -73,17 +73,15 @@ class Nvme(PciDevice):
         self._queues = Queues()
         health = Health()
         self._io = NvmCommands(image, self._work, self.memory, health)
-        self._admin = AdminCommands(image, self.memory, self._queues, health, _VENDOR, self._serial)
+        self._admin = AdminCommands(
+            image, self.memory, self._queues, health, _VENDOR, lambda: serial_number(self.where)
+        )
         self._admin.entry_sizes_set = lambda: self._configuration & _CC_ENTRY_BITS == CC_ENTRY_SIZES
         self._admin.write_cache_changed = self._set_write_cache
         self._news: dict[int, CompletionQueue] = {}
         self._processing = False
         self._pin = False
         self._clear_registers()
-
-    def _serial(self) -> str:
-        """Tells it from others of its machine, and stays the same when that is started again."""
-        return f"XENOLITH{self.where:04X}"
 
     def _set_write_cache(self, on: bool) -> None:
         self._io.write_cache = on

@@ -85,7 +85,7 @@ class NvmCommands:
     def _write_zeroes(self, command: Command, ended: Ended) -> None:
         extent = self._extent(command)
         self._check_writable()
-        self._work.zero(extent, _ending(ended, Status.WRITE_FAULT), safe=self._is_safe(command))
+        self._work.zero([extent], _ending(ended, Status.WRITE_FAULT), safe=self._is_safe(command))
 
     def _manage(self, command: Command, ended: Ended) -> None:
         count = (command.dwords[0] & 0xFF) + 1

@@ -6,14 +6,21 @@ Source: NVM Express 1.4, section 4.3.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
-from xenolith.machine.devices.disk_work import OpenMemory, Segment
+from xenolith.machine.devices.disk_work import OpenMemory
 from xenolith.machine.devices.nvme_commands import Refused, Status
 
 PAGE: Final = 4096
 """Bytes of a memory page; the controller offers no other size."""
 _ENTRY: Final = 8
+
+
+class Segment(NamedTuple):
+    """Memory at a bus address, in bytes."""
+
+    maddr: int
+    length: int
 
 
 def segments(memory: OpenMemory, prp1: int, prp2: int, length: int) -> list[Segment]:

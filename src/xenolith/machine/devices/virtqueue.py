@@ -70,18 +70,18 @@ class Chain:
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from byte `offset` of what can be read on; fewer where it ends before."""
-        return b"".join(bytes(self._memory(maddr, length)) for maddr, length in _parts(self.readable, offset, size))
+        return b"".join(bytes(self._memory(maddr, length)) for maddr, length in parts(self.readable, offset, size))
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write `data` from byte `offset` of what can be written on, as far as it reaches; how many bytes that were."""
         done = 0
-        for maddr, length in _parts(self.writable, offset, len(data)):
+        for maddr, length in parts(self.writable, offset, len(data)):
             self._memory(maddr, length, write=True)[:] = data[done : done + length]
             done += length
         return done
 
 
-def _parts(buffers: Sequence[Buffer], offset: int, size: int) -> Iterator[Buffer]:
+def parts(buffers: Sequence[Buffer], offset: int, size: int) -> Iterator[Buffer]:
     """Where the bytes from `offset` on are, `size` of them at most."""
     for maddr, length in buffers:
         if offset >= length:
