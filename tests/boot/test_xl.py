@@ -79,6 +79,16 @@ def test_what_the_tools_show(machine: Dom0) -> None:
     assert machine.rows("xl cpupool-list")[0][0] == "Pool-0"
 
 
+def test_xentrace_records_the_hypercalls_of_xl(machine: Dom0) -> None:
+    machine.sh(
+        "xentrace -D -x -e 0x20f000 /tmp/trace 2> /dev/null & sleep 1; xl list > /dev/null; kill -INT $!; wait $!"
+    )
+    # A record is its event, two words of time, and the number of the hypercall: 35 is sysctl.
+    words = machine.sh("od -v -A n -t x4 -w4 /tmp/trace; rm /tmp/trace").split()
+    records = [words[at + 3] for at, word in enumerate(words[:-3]) if word == "9020100d"]
+    assert "00000023" in records
+
+
 def test_a_guest_s_console_until_its_end(machine: Dom0) -> None:
     """`create -c` shows all that a guest prints, and ends with it."""
     said = machine.sh("xl create -c /root/once.cfg")

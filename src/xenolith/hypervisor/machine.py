@@ -42,6 +42,7 @@ from xenolith.hypervisor.policy import Policy
 from xenolith.hypervisor.scheduler import SLICE_NS, Scheduler
 from xenolith.hypervisor.shared_state import MachineState
 from xenolith.hypervisor.timekeeping import Timekeeping
+from xenolith.hypervisor.tracing import Tracing
 from xenolith.hypervisor.traps import Traps
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
 from xenolith.hypervisor.xenspace import XenSpace
@@ -131,6 +132,7 @@ class Hypervisor:
         self.contexts = Contexts(self)
         self.pirqs = Pirqs(self)
         self.iommu = Iommu(self)
+        self.tracing = Tracing(self)
         hypercalls.load_all()
         self.traps = Traps(self)
         engine.attach(self.traps, native_exits.shortcuts(self))

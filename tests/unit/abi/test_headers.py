@@ -57,6 +57,7 @@ PREAMBLE = """
 #include <xen/io/xenbus.h>
 #include <xen/io/blkif.h>
 #include <xen/io/netif.h>
+#include <xen/trace.h>
 #include <xen/io/pciif.h>
 #include <xen/io/protocols.h>
 #include <string.h>
@@ -78,6 +79,7 @@ NOT_IN_HEADERS = {
         "PAGE_OFFSET_MASK": "fixed by the processor",
     },
     "traps": {"TI_DPL_MASK": "hidden in TI_GET_DPL", "TI_IF": "hidden in TI_GET_IF"},
+    "trace": {"TRC_PV_HYPERCALL_V2_ARG_SHIFT": "hidden in TRC_PV_HYPERCALL_V2_ARG_32"},
     "memory": {"MEMOP_EXTENT_SHIFT": "Xen's own header", "MEMOP_CMD_MASK": "Xen's own header"},
 }
 UNNAMED_PREFIXES = {"traps": ("TRAP_",), "x86_64": ("PAGE_", "PTE_")}

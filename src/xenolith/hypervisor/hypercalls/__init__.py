@@ -28,6 +28,7 @@ FAMILIES: Final = (
     "sched",
     "scheduling",
     "sysctl",
+    "sysctl_tbuf",
     "version",
     "vm_assist",
     "xenpmu",

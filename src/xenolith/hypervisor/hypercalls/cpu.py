@@ -180,11 +180,12 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int | None:
         raise XenError(EINVAL, "a multicall within a multicall")
     count &= 0xFFFF_FFFF
     part = min(count, _PART)
+    worthwhile = part + 1 if hv.tracing.enabled else _WORTHWHILE
     hv.in_multicall = True
     done = 0
     try:
         while done < part:
-            if part - done >= _WORTHWHILE and (not done or not calls & 0xFFF):
+            if part - done >= worthwhile and (not done or not calls & 0xFFF):
                 together = update_va_mappings(hv, vcpu, calls, part - done)
                 calls += together * _MULTICALL_BYTES
                 done += together

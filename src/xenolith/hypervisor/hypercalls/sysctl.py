@@ -38,11 +38,6 @@ from xenolith.abi.sysctl import (
     XEN_SYSCTL_psr_cmt_op,
     XEN_SYSCTL_readconsole,
     XEN_SYSCTL_sched_id,
-    XEN_SYSCTL_tbuf_op,
-    XEN_SYSCTL_TBUFOP_disable,
-    XEN_SYSCTL_TBUFOP_get_info,
-    XEN_SYSCTL_TBUFOP_set_cpu_mask,
-    XEN_SYSCTL_TBUFOP_set_evt_mask,
     XenSysctl,
     XenSysctlAvailheap,
     XenSysctlCpuinfo,
@@ -58,7 +53,6 @@ from xenolith.abi.sysctl import (
     XenSysctlPhysinfo,
     XenSysctlReadconsole,
     XenSysctlSchedId,
-    XenSysctlTbufOp,
 )
 from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
@@ -266,19 +260,6 @@ def get_pmstat(hv: Hypervisor, caller: Vcpu, argument: XenSysctlGetPmstat) -> No
     if argument.cpuid >= PHYSICAL_CPUS:
         raise XenError(EINVAL, f"there is no processor {argument.cpuid}")
     raise XenError(ENODEV, "the processor has no power states")
-
-
-@operation(HYPERVISOR_sysctl, XEN_SYSCTL_tbuf_op, copy_back=True, needs=Capability.CONTROL)
-def tbuf_op(hv: Hypervisor, caller: Vcpu, argument: XenSysctlTbufOp) -> None:
-    """There are no trace buffers, which can be asked and is not to be changed. Raises XenError(EINVAL)."""
-    if argument.cmd == XEN_SYSCTL_TBUFOP_get_info:
-        argument.evt_mask = argument.buffer_mfn = argument.size = 0
-    elif argument.cmd not in (
-        XEN_SYSCTL_TBUFOP_disable,
-        XEN_SYSCTL_TBUFOP_set_cpu_mask,
-        XEN_SYSCTL_TBUFOP_set_evt_mask,
-    ):
-        raise XenError(EINVAL, f"trace buffer operation {argument.cmd}")
 
 
 for _command, _error, _reason in (
