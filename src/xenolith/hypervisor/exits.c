@@ -116,7 +116,7 @@ struct machine {
     uint8_t *frame_flags;
     uint64_t *epoch;
     uint64_t hypercall_counts[64];
-    uint8_t reschedule;
+    uint8_t reschedule, traced;
 };
 
 /* Sizes and offsets, which native_exits.py compares with its own. */
@@ -438,6 +438,8 @@ static bool hypercall(struct machine *m, struct vcpu *v)
     const uint64_t call[5] = {regs[RAX], regs[RDI], regs[RSI], regs[RDX], regs[R10]};
     const uint8_t *info = info_of(m, v);
     bool done = false;
+    if (m->traced)
+        return false;
     if (call[0] == HYPERCALL_IRET) {
         done = iret(m, v);
     } else if (!event_follows(info, info[UPCALL_MASK])) {

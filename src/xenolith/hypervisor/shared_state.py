@@ -131,7 +131,7 @@ class VcpuState(_Individual):
 
 
 class MachineState(Structure):
-    """Of the machine. `current` is the address of the running vCPU's state."""
+    """Of the machine. `current` is the address of the running vCPU's state; hypercalls that are `traced` are Python's."""
 
     processor: Processor
     current: int | None
@@ -143,6 +143,7 @@ class MachineState(Structure):
     epoch: int
     hypercall_counts: Array[c_uint64]
     reschedule: bool
+    traced: bool
     _fields_: ClassVar = [
         ("processor", Processor),
         ("current", c_void_p),
@@ -154,6 +155,7 @@ class MachineState(Structure):
         ("epoch", c_void_p),
         ("hypercall_counts", c_uint64 * 64),
         ("reschedule", c_bool),
+        ("traced", c_bool),
     ]
 
 

@@ -112,14 +112,14 @@ class Tracing:
         """Begin to record. Raises XenError(EINVAL) if there are no buffers."""
         if not self._mfns:
             raise XenError(EINVAL, "there are no trace buffers")
-        self.enabled = True
+        self.enabled = self._hv.state.traced = True
         self._last = None
         _ENABLED.add(self)
         _wrap_handlers()
 
     def disable(self) -> None:
         """Record no more. The buffers stay."""
-        self.enabled = False
+        self.enabled = self._hv.state.traced = False
         if self._mfns:
             self._ring.forget_lost()
         _ENABLED.discard(self)

@@ -325,6 +325,14 @@ def test_what_is_uncommon_does(machine: Machine, case: dict[str, Any]) -> None:
     assert not was_native(machine, **case)
 
 
+def test_hypercalls_are_pythons_while_they_are_traced(machine: Machine) -> None:
+    case = {**IN_KERNEL, "number": HYPERVISOR_stack_switch}
+    machine.state.traced = True
+    assert not was_native(machine, **case)
+    machine.state.traced = False
+    assert was_native(machine, **case)
+
+
 def test_code_on_the_stack_is_pythons(machine: Machine) -> None:
     machine.frames.flags[machine.stack] |= FLAG_EXECUTABLE
     assert not was_native(machine)
