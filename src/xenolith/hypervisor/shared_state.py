@@ -131,7 +131,7 @@ class VcpuState(_Individual):
 
 
 class MachineState(Structure):
-    """Of the machine. `current` is the address of the running vCPU's state; hypercalls that are `traced` are Python's."""
+    """Of the machine. `current` is the address of the running vCPU's state; what is `traced` is all Python's."""
 
     processor: Processor
     current: int | None
