@@ -77,6 +77,7 @@ MODULES: Final = (
     "xen-gntalloc",
     "xen-blkback",
     "xen-netback",
+    "xen-pciback",
     "bridge",
     "loop",
     "tun",
