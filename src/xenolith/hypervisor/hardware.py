@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenolith.abi.errno import EINVAL, ENODEV, XenError
 from xenolith.abi.types import PAGE_SHIFT
@@ -20,8 +20,29 @@ if TYPE_CHECKING:
     from xenolith.machine.pc import Pc
 
 
+class Resources(NamedTuple):
+    """What belongs to functions: ports, and frames of device memory."""
+
+    ports: ranges.Ranges
+    frames: ranges.Ranges
+
+
+def of_functions(functions: Iterable[PciFunction]) -> Resources:
+    """What the base address registers of functions decode now."""
+    ports: ranges.Ranges = []
+    frames: ranges.Ranges = []
+    for function in functions:
+        for bar in function.bars:
+            decoded = function.bar_range(bar)
+            if decoded is not None and bar.kind is BarKind.IO:
+                ports = ranges.with_added(ports, decoded.start, decoded.stop - 1)
+            elif decoded is not None:
+                frames = ranges.with_added(frames, decoded.start >> PAGE_SHIFT, decoded.stop - 1 >> PAGE_SHIFT)
+    return Resources(ports, frames)
+
+
 def limit(
-    hv: Hypervisor, domain: Domain, ports: Iterable[range], memory: Iterable[range], functions: Iterable[int]
+    hv: Hypervisor, domain: Domain, ports: Iterable[range], memory: Iterable[range], functions: Collection[int]
 ) -> None:
     """Let a domain have only these ports, the pages of these machine addresses, and these PCI functions.
 
@@ -43,12 +64,12 @@ def limit(
         if where not in found:
             raise XenError(ENODEV, f"there is no PCI function {where >> 3 & 31:02x}.{where & 7} on bus {where >> 8}")
         hv.iommu.give(where, domain)
-        for other in hv.domains.values():
-            if other is not domain and other.pci_functions is None:
-                other.port_ranges = _changed(ranges.without, other.port_ranges, _ports(found[where]))
-                other.iomem_ranges = _changed(ranges.without, other.iomem_ranges, _frames(found[where]))
-        port_ranges = _changed(ranges.with_added, port_ranges, _ports(found[where]))
-        frame_ranges = _changed(ranges.with_added, frame_ranges, _frames(found[where]))
+    own = of_functions(found[where] for where in functions)
+    for other in hv.domains.values():
+        if other is not domain and other.pci_functions is None:
+            other.port_ranges = _less(other.port_ranges, own.ports)
+            other.iomem_ranges = _less(other.iomem_ranges, own.frames)
+    port_ranges, frame_ranges = _more(port_ranges, own.ports), _more(frame_ranges, own.frames)
     domain.port_ranges, domain.iomem_ranges = port_ranges, frame_ranges
     domain.pci_functions = frozenset(functions)
 
@@ -75,19 +96,13 @@ def _configures(hv: Hypervisor, maddr: int) -> bool:
     return hv.iommu.configures(hv.traps.current.domain, maddr - _ECAM.start >> 12)
 
 
-def _ports(function: PciFunction) -> list[range]:
-    decoded = [function.bar_range(bar) for bar in function.bars if bar.kind is BarKind.IO]
-    return [part for part in decoded if part is not None]
+def _less(present: ranges.Ranges, parts: ranges.Ranges) -> ranges.Ranges:
+    for first, last in parts:
+        present = ranges.without(present, first, last)
+    return present
 
 
-def _frames(function: PciFunction) -> list[range]:
-    decoded = [function.bar_range(bar) for bar in function.bars if bar.kind is not BarKind.IO]
-    return [range(part.start >> PAGE_SHIFT, (part.stop - 1 >> PAGE_SHIFT) + 1) for part in decoded if part is not None]
-
-
-def _changed(
-    change: Callable[[ranges.Ranges, int, int], ranges.Ranges], present: ranges.Ranges, parts: list[range]
-) -> ranges.Ranges:
-    for part in parts:
-        present = change(present, part.start, part.stop - 1)
+def _more(present: ranges.Ranges, parts: ranges.Ranges) -> ranges.Ranges:
+    for first, last in parts:
+        present = ranges.with_added(present, first, last)
     return present

@@ -33,7 +33,7 @@ class Iommu:
         self._assigned: dict[int, Domain] = {}
         self._given: dict[int, Domain] = {}
         self.quarantine = Domain(DOMID_IO, "quarantine", 0, has_iommu=True)
-        """Works for nobody: what is assigned to it reaches no memory, and comes back to it until it is taken away."""
+        """Works for nobody: what is assigned to it reaches no memory, and comes back to it until its host takes it."""
         self._quarantined: set[int] = set()
         self._faults: dict[int, int] = {}
 
@@ -73,6 +73,10 @@ class Iommu:
         """Whose memory the function may use, and who gets its interrupts."""
         assigned = self._assigned.get(where)
         return assigned if assigned is not None else self.host(where)
+
+    def is_offered(self, where: int) -> bool:
+        """Whether its host has put the function into quarantine, for whoever makes guests to take it from there."""
+        return self._assigned.get(where) is self.quarantine
 
     def can_be_assigned(self, where: int) -> bool:
         """Whether the function works for no guest now."""
@@ -120,6 +124,14 @@ class Iommu:
         """The machine addresses of all tables of messages."""
         tables = (function.msix_table for function in self.functions().values())
         return [table for table in tables if table is not None]
+
+    def lends(self, giver: Domain, taker: Domain) -> list[PciDevice]:
+        """The functions that `giver` drives and that work for `taker`: what belongs to them is the giver's to lend."""
+        return [
+            function
+            for where, function in self.functions().items()
+            if self._assigned.get(where) is taker and self.configures(giver, where)
+        ]
 
     # -- what devices do ----------------------------------------------------------------------------------------------
 

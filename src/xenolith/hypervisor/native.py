@@ -59,6 +59,7 @@ from xenolith.abi.hypercalls import (
 )
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF, PAGE_SHIFT, PAGE_SIZE, Struct
+from xenolith.hypervisor import ioports
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.grants import GrantError
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation
@@ -174,6 +175,14 @@ class NativeKernel:
         self._timer_port = 0
 
     # -- hypercalls ---------------------------------------------------------------------------------------------------
+
+    def port_in(self, port: int, size: int) -> int:
+        """What the instruction `in` reads of `size` (1, 2 or 4) bytes: all ones where the domain has not the port."""
+        return ioports.read(self._hv, self._vcpu, port, size)
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """The instruction `out`; without effect where the domain has not the port."""
+        ioports.write(self._hv, self._vcpu, port, size, value)
 
     def hypercall(self, number: int, *arguments: int | Struct) -> int:
         """Make a hypercall. A structure lies in the domain's memory meanwhile and has what was written back afterwards.

@@ -7,6 +7,7 @@ Source: xen/arch/x86/irq.c (map_domain_pirq, pirq_guest_bind, __do_IRQ_guest, de
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -87,6 +88,14 @@ class Pirqs:
         """What is behind `pirq`; None if nothing is."""
         irq = self.of(domain).irqs.get(pirq, _RESERVED)
         return None if irq == _RESERVED else irq
+
+    def is_of(self, domain: Domain, pirq: int, functions: Collection[PciDevice]) -> bool:
+        """Whether `pirq` of the domain is a message, or the line, of one of these PCI functions."""
+        irq = self.irq(domain, pirq)
+        if irq is None:
+            return False
+        message = self._lines[irq].message
+        return message.function in functions if message else irq in [function.gsi for function in functions]
 
     # -- mapping ------------------------------------------------------------------------------------------------------
 

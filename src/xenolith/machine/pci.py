@@ -188,6 +188,12 @@ class PciFunction:
         self._capability_end = (end + 3) & ~3
         return start
 
+    @property
+    def gsi(self) -> int | None:
+        """The GSI of its interrupt pin, if it has one."""
+        pin = self.get(INTERRUPT_PIN, 1)
+        return intx_gsi(self.where >> 3 & 31, pin) if pin else None
+
     def attached(self, bus: PciBus, where: int) -> None:
         """It is on `bus` now, as function `where`."""
         self.bus, self.where = bus, where
@@ -236,10 +242,10 @@ class PciBus:
         where = bdf(0, slot, number)
         if not (0 <= slot < 32 and 0 <= number < 8) or where in self._functions:
             raise ValueError(f"PCI device {slot:02x}.{number} cannot be added")
-        if pin := function.get(INTERRUPT_PIN, 1):
-            function.config[INTERRUPT_LINE] = intx_gsi(slot, pin)
         self._functions[where] = function
         function.attached(self, where)
+        if function.gsi is not None:
+            function.config[INTERRUPT_LINE] = function.gsi
 
     def place_bars(self) -> None:
         """Give every base address register a place and switch the functions on, as firmware does before software runs.
@@ -264,7 +270,9 @@ class PciBus:
 
     def set_line(self, function: PciFunction, level: bool) -> None:
         """A function drives the line that its pin is wired to, which stays up while any function drives it."""
-        gsi = intx_gsi(function.where >> 3 & 31, function.get(INTERRUPT_PIN, 1))
+        gsi = function.gsi
+        if gsi is None:
+            return
         drivers = self._asserted.setdefault(gsi, set())
         before = bool(drivers)
         (drivers.add if level else drivers.discard)(function.where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from xenolith.machine.pci import COMMAND, CONFIG_BYTES, INTERRUPT_PIN, STATUS, BarKind, DmaFault, PciFunction
+from xenolith.machine.pci import COMMAND, CONFIG_BYTES, STATUS, BarKind, DmaFault, PciFunction
 
 _COMMAND_MASTER: Final = 1 << 2
 _COMMAND_NO_INTX: Final = 1 << 10
@@ -162,7 +162,7 @@ class PciDevice(PciFunction):
     def _drive_pin(self) -> None:
         self.config[STATUS] = self.config[STATUS] & ~_STATUS_INTX | (_STATUS_INTX if self._intx_asserted else 0)
         quiet = self.get(COMMAND, 2) & _COMMAND_NO_INTX or self.message_vectors
-        if self.bus is not None and self.get(INTERRUPT_PIN, 1):
+        if self.bus is not None:
             self.bus.set_line(self, self._intx_asserted and not quiet)
 
     @property

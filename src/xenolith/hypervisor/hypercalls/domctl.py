@@ -15,6 +15,8 @@ from xenolith.abi.domctl import (
     XEN_DOMCTL_createdomain,
     XEN_DOMCTL_deassign_device,
     XEN_DOMCTL_getdomaininfo,
+    XEN_DOMCTL_iomem_permission,
+    XEN_DOMCTL_ioport_permission,
     XEN_DOMCTL_test_assign_device,
     XenDomctl,
 )
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _DEVICE_OPERATIONS: Final = (XEN_DOMCTL_assign_device, XEN_DOMCTL_test_assign_device, XEN_DOMCTL_deassign_device)
 """These are also for DOMID_IO, which stands for nobody; who may do them is decided by the device."""
+_LENDING: Final = (XEN_DOMCTL_iomem_permission, XEN_DOMCTL_ioport_permission)
+"""Who drives a device that works for a domain lends it what belongs to the device, without controlling that domain."""
 _ARGUMENT: Final[int] = XenDomctl.u.offset
 _DECLARED: Final = frozenset(operation.number for operation in BY_NUMBER[HYPERVISOR_domctl].operations)
 
@@ -74,6 +78,8 @@ def _target(hv: Hypervisor, caller: Vcpu, op: XenDomctl, action: str) -> Domain:
             return domain
     if domain is None:
         raise XenError(ESRCH, f"domain {op.domain} does not exist")
+    if op.cmd in _LENDING and hv.iommu.lends(caller.domain, domain):
+        return domain
     hv.policy.require_control(caller.domain, domain, action)
     return domain
 

@@ -35,7 +35,9 @@ _DEVFN_AND_BUS: Final = 0xFFFF
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_assign_device)
 def assign_device(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlAssignDevice) -> None:
-    """Let a PCI function, which the caller drives, work for a domain; DOMID_IO for nobody, until it is given away.
+    """Let a PCI function work for a domain; DOMID_IO for nobody, until it is given away.
+
+    The caller drives it, or whoever does offers it by having put it into quarantine.
 
     Raises XenError: EINVAL for a domain that is dying or was made without an IOMMU, ENODEV, EBUSY, EPERM.
     """
@@ -43,13 +45,16 @@ def assign_device(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDom
         raise XenError(EINVAL, f"flags {argument.flags:#x}")
     if domain.is_dying or not domain.has_iommu:
         raise XenError(EINVAL, f"{domain} cannot have devices")
-    hv.iommu.assign(_function(hv, caller, argument, "XEN_DOMCTL_assign_device"), domain)
+    where = _function(hv, argument)
+    if domain is hv.iommu.quarantine or not hv.iommu.is_offered(where):
+        _require_driver(hv, caller, where, "XEN_DOMCTL_assign_device")
+    hv.iommu.assign(where, domain)
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_test_assign_device)
 def test_assign_device(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlAssignDevice) -> None:
-    """Whether the function can be given to a domain. Raises XenError: ENODEV, EBUSY if it works for one, EPERM."""
-    where = _function(hv, caller, argument, "XEN_DOMCTL_test_assign_device")
+    """Whether the function can be given to a domain. Raises XenError: ENODEV, EBUSY if it works for one."""
+    where = _function(hv, argument)
     if not hv.iommu.can_be_assigned(where):
         raise XenError(EBUSY, f"PCI function {name(where)} works for a guest")
 
@@ -59,17 +64,22 @@ def deassign_device(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenD
     """The function works for that domain no more. Raises XenError: EINVAL for flags, ENODEV, EPERM."""
     if argument.flags:
         raise XenError(EINVAL, f"flags {argument.flags:#x}")
-    hv.iommu.deassign(_function(hv, caller, argument, "XEN_DOMCTL_deassign_device"), domain)
+    where = _function(hv, argument)
+    _require_driver(hv, caller, where, "XEN_DOMCTL_deassign_device")
+    hv.iommu.deassign(where, domain)
 
 
-def _function(hv: Hypervisor, caller: Vcpu, argument: XenDomctlAssignDevice, action: str) -> int:
-    """The function that is meant, if it is one and the caller drives it."""
+def _require_driver(hv: Hypervisor, caller: Vcpu, where: int, action: str) -> None:
+    hv.policy.require_own(caller.domain, hv.iommu.configures(caller.domain, where), name(where), action)
+
+
+def _function(hv: Hypervisor, argument: XenDomctlAssignDevice) -> int:
+    """The function that is meant, if it is one. Raises XenError(ENODEV)."""
     if argument.dev != XEN_DOMCTL_DEV_PCI:
         raise XenError(ENODEV, f"kind of device {argument.dev}")
     where = argument.u.pci.machine_sbdf
     if where not in hv.iommu.functions():
         raise XenError(ENODEV, f"there is no PCI function {name(where & _DEVFN_AND_BUS)} that can be given away")
-    hv.policy.require_own(caller.domain, hv.iommu.configures(caller.domain, where), name(where), action)
     return where
 
 

@@ -22,7 +22,7 @@ from xenolith.abi.domctl import (
 )
 from xenolith.abi.errno import E2BIG, EINVAL, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_domctl
-from xenolith.hypervisor import ranges
+from xenolith.hypervisor import hardware, ranges
 from xenolith.hypervisor.cpuid import PHYSICAL_ADDRESS_BITS
 from xenolith.hypervisor.frames import FLAG_PINNED, FLAG_SHARED, TYPE_L1, TYPE_L4
 from xenolith.hypervisor.hypercalls.table import operation
@@ -44,8 +44,11 @@ def ioport_permission(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: Xe
     first, end = argument.first_port, (argument.first_port + argument.nr_ports) % _U32
     if not first < end <= _PORTS:
         raise XenError(EINVAL, f"ports {first:#x} to {end:#x}")
-    has = ranges.contains(caller.domain.port_ranges, first, end - 1)
-    hv.policy.require_own(caller.domain, has, f"ports {first:#x} to {end - 1:#x}", "XEN_DOMCTL_ioport_permission")
+    own = caller.domain.port_ranges
+    if not hv.policy.controls(caller.domain, domain):
+        own = hardware.of_functions(hv.iommu.lends(caller.domain, domain)).ports
+    what = f"ports {first:#x} to {end - 1:#x}"
+    hv.policy.require_own(caller.domain, ranges.contains(own, first, end - 1), what, "XEN_DOMCTL_ioport_permission")
     change = ranges.with_added if argument.allow_access else ranges.without
     domain.port_ranges = change(domain.port_ranges, first, end - 1)
 
@@ -56,13 +59,16 @@ def iomem_permission(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: Xen
     first, last = argument.first_mfn, (argument.first_mfn + argument.nr_mfns - 1) % _U64
     if last < first:
         raise XenError(EINVAL, f"{argument.nr_mfns} frames from {first:#x}")
-    _require_frames(hv, caller.domain, caller.domain, first, last, "XEN_DOMCTL_iomem_permission")
+    own = caller.domain.iomem_ranges
+    if not hv.policy.controls(caller.domain, domain):
+        own = hardware.of_functions(hv.iommu.lends(caller.domain, domain)).frames
+    _require_frames(hv, caller.domain, own, first, last, "XEN_DOMCTL_iomem_permission")
     change = ranges.with_added if argument.allow_access else ranges.without
     domain.iomem_ranges = change(domain.iomem_ranges, first, last)
 
 
-def _require_frames(hv: Hypervisor, subject: Domain, owner: Domain, first: int, last: int, action: str) -> None:
-    has = ranges.contains(owner.iomem_ranges, first, last)
+def _require_frames(hv: Hypervisor, subject: Domain, own: ranges.Ranges, first: int, last: int, action: str) -> None:
+    has = ranges.contains(own, first, last)
     hv.policy.require_own(subject, has, f"device frames {first:#x} to {last:#x}", action)
 
 
@@ -74,7 +80,7 @@ def memory_mapping(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDo
     if last < first or last >> PHYSICAL_ADDRESS_BITS - 12 or last_gfn < argument.first_gfn:
         raise XenError(EINVAL, f"{argument.nr_mfns} frames from {first:#x} at {argument.first_gfn:#x}")
     for owner in (caller.domain, domain):
-        _require_frames(hv, caller.domain, owner, first, last, "XEN_DOMCTL_memory_mapping")
+        _require_frames(hv, caller.domain, owner.iomem_ranges, first, last, "XEN_DOMCTL_memory_mapping")
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_getpageframeinfo3)

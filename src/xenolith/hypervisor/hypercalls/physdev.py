@@ -199,13 +199,22 @@ def map_pirq(hv: Hypervisor, caller: Vcpu, argument: PhysdevMapPirq) -> None:
     if not (is_own and argument.type == MAP_PIRQ_TYPE_GSI and argument.index in caller.domain.irqs):
         hv.policy.require(caller.domain, Capability.HARDWARE, "PHYSDEVOP_map_pirq")
     domain = hv.domain_by_id(caller, argument.domid)
-    hv.policy.require_target(caller.domain, domain, "map a physical interrupt")
+    if not _is_lent(hv, caller, domain, argument):
+        hv.policy.require_target(caller.domain, domain, "map a physical interrupt")
     if argument.type == MAP_PIRQ_TYPE_GSI:
         argument.pirq = hv.pirqs.map_gsi(domain, argument.index, argument.pirq)
     elif argument.type in _MESSAGES:
         argument.pirq = _map_messages(hv, domain, argument)
     else:
         raise XenError(EINVAL, f"kind of interrupt {argument.type}")
+
+
+def _is_lent(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: PhysdevMapPirq) -> bool:
+    """Whether it is the interrupt of a device that the caller drives and that works for the domain."""
+    lent = hv.iommu.lends(caller.domain, domain)
+    if argument.type == MAP_PIRQ_TYPE_GSI:
+        return argument.index in [function.gsi for function in lent]
+    return (argument.bus & 0xFF) << 8 | argument.devfn & 0xFF in [function.where for function in lent]
 
 
 def _map_messages(hv: Hypervisor, domain: Domain, argument: PhysdevMapPirq) -> int:
@@ -225,9 +234,11 @@ def _map_messages(hv: Hypervisor, domain: Domain, argument: PhysdevMapPirq) -> i
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_unmap_pirq, needs=Capability.HARDWARE)
 def unmap_pirq(hv: Hypervisor, caller: Vcpu, argument: PhysdevUnmapPirq) -> None:
-    """Raises XenError: ESRCH, EPERM, EINVAL for a pirq that is not mapped."""
+    """Whoever lends a device to a domain may take its interrupts back. Raises XenError: ESRCH, EPERM, EINVAL."""
     domain = hv.domain_by_id(caller, argument.domid)
-    hv.policy.require_target(caller.domain, domain, "unmap a physical interrupt")
+    lent = hv.iommu.lends(caller.domain, domain)
+    if not hv.pirqs.is_of(domain, argument.pirq, lent):
+        hv.policy.require_target(caller.domain, domain, "unmap a physical interrupt")
     hv.pirqs.unmap(domain, argument.pirq)
 
 
