@@ -20,6 +20,7 @@ _GUEST_OPTIONS: Final = (
     click.option("--disk", multiple=True, metavar="DISK", help="A disk, as in xl.cfg; may be given several times."),
     click.option("--vif", multiple=True, metavar="VIF", help="A network device, as in xl.cfg; several times."),
     click.option("--p9", multiple=True, metavar="SHARE", help="A directory of the host to share; several times."),
+    click.option("--pci", multiple=True, metavar="DEVICE", help="A PCI device of the machine, as in 00:02.0."),
 )
 
 

@@ -23,13 +23,16 @@ _TOOLS: Final = "etc/xenolith/tools"
 
 _KERNEL_RUNS: Final = ("poweroff", "reboot", "modprobe")
 """What Linux itself starts, by its full path below /sbin: when it is asked to end, and when it lacks a module."""
+PCI_DRIVERS: Final = ("nvme", "ahci", "sd_mod", "virtio_pci", "virtio_blk", "virtio_net", "e1000e")
+"""Drivers of the devices that a machine can have behind PCI."""
 _DRIVERS: Final = {
     # ext4 asks for crc32c by a name that only an installed system's modules.alias resolves.
     "vbd": ("xen-blkfront", "crc32c_generic", "ext4"),
     "vif": ("xen-netfront",),
     "9pfs": ("9pnet_xen", "9p"),
+    "pci": ("xen-pcifront", *PCI_DRIVERS),
 }
-_DEVICES: Final = {"vbd": "disks", "vif": "networks", "9pfs": "shared directories"}
+_DEVICES: Final = {"vbd": "disks", "vif": "networks", "9pfs": "shared directories", "pci": "PCI devices"}
 
 _INIT: Final = """\
 #!/bin/busybox sh
@@ -214,7 +217,7 @@ class Initramfs:
 
 def standard_modules(tree: ModuleTree | None, kinds: Iterable[str] = (), *, tools: bool = False) -> tuple[str, ...]:
     """The modules that every guest should have, as far as the kernel has them as modules: xenfs, for /proc/xen, the
-    drivers for devices of these `kinds` ("vbd", "vif", "9pfs"), and what a control domain's `tools` need."""
+    drivers for devices of these `kinds` ("vbd", "vif", "9pfs", "pci"), and what a control domain's `tools` need."""
     needed = CONTROL_MODULES if tools else ()
     wanted = ("xenfs", *(name for kind in kinds for name in _DRIVERS[kind]), *needed)
     return tuple(name for name in wanted if tree is not None and name in tree)

@@ -11,11 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from xenolith.abi.domctl import (
+    XEN_DOMCTL_DEV_PCI,
     XEN_DOMCTL_INTERFACE_VERSION,
     XEN_SCHEDULER_CREDIT2,
+    XEN_DOMCTL_assign_device,
+    XEN_DOMCTL_CDF_iommu,
     XEN_DOMCTL_createdomain,
     XEN_DOMCTL_destroydomain,
     XEN_DOMCTL_getdomaininfo,
+    XEN_DOMCTL_iomem_permission,
+    XEN_DOMCTL_ioport_permission,
     XEN_DOMCTL_max_mem,
     XEN_DOMCTL_max_vcpus,
     XEN_DOMCTL_pausedomain,
@@ -141,8 +146,8 @@ class Control:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def create(self, handle: uuid.UUID, vcpus: int, memory_frames: int) -> int:
-        """A domain without memory, paused; its domid."""
+    def create(self, handle: uuid.UUID, vcpus: int, memory_frames: int, has_iommu: bool = False) -> int:
+        """A domain without memory, paused; its domid. `has_iommu`: PCI functions can be assigned to it."""
         argument = self._domctl(XEN_DOMCTL_createdomain, _ANY_DOMID)
         new = argument.u.createdomain
         new.handle = (c_uint8 * 16)(*handle.bytes)
@@ -151,6 +156,7 @@ class Control:
         new.max_grant_frames = _MAX_GRANT_FRAMES
         new.max_maptrack_frames = _MAX_MAPTRACK_FRAMES
         new.grant_opts = 2
+        new.flags = XEN_DOMCTL_CDF_iommu if has_iommu else 0
         domid = self._do(argument).domain
         argument = self._domctl(XEN_DOMCTL_max_vcpus, domid)
         argument.u.max_vcpus.max = vcpus
@@ -206,6 +212,30 @@ class Control:
         argument = XenSysctl(cmd=XEN_SYSCTL_physinfo, interface_version=XEN_SYSCTL_INTERFACE_VERSION)
         self._kernel.hypercall(HYPERVISOR_sysctl, argument)
         return argument.u.physinfo
+
+    # -- PCI ----------------------------------------------------------------------------------------------------------
+
+    def assign(self, domid: int, where: int) -> None:
+        """Have PCI function `where` (its bus, device and function number) work for a domain, DOMID_IO for nobody."""
+        argument = self._domctl(XEN_DOMCTL_assign_device, domid)
+        argument.u.assign_device.dev = XEN_DOMCTL_DEV_PCI
+        argument.u.assign_device.u.pci.machine_sbdf = where
+        self._do(argument)
+
+    def permit_ports(self, domid: int, ports: range) -> None:
+        """Let a domain use ports."""
+        argument = self._domctl(XEN_DOMCTL_ioport_permission, domid)
+        permission = argument.u.ioport_permission
+        permission.first_port, permission.nr_ports, permission.allow_access = ports.start, len(ports), 1
+        self._do(argument)
+
+    def permit_memory(self, domid: int, maddrs: range) -> None:
+        """Let a domain map the pages of these machine addresses of devices."""
+        argument = self._domctl(XEN_DOMCTL_iomem_permission, domid)
+        permission = argument.u.iomem_permission
+        first, last = maddrs.start // PAGE_SIZE, (maddrs.stop - 1) // PAGE_SIZE
+        permission.first_mfn, permission.nr_mfns, permission.allow_access = first, last - first + 1, 1
+        self._do(argument)
 
     # -- scheduling ---------------------------------------------------------------------------------------------------
 

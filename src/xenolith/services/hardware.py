@@ -1,4 +1,4 @@
-"""The hardware's service: the one domain that may switch the machine off does so when it is told through xenstore."""
+"""The hardware's service: it switches the machine off when it is told through xenstore, and lends PCI devices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Final
 
 from xenolith.abi.hypercalls import HYPERVISOR_sched_op
 from xenolith.abi.sched import SCHEDOP_shutdown, SchedShutdown, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenolith.services.pci import PciService
 from xenolith.services.service import Context
 
 _REASONS: Final = {"poweroff": SHUTDOWN_poweroff, "halt": SHUTDOWN_poweroff, "reboot": SHUTDOWN_reboot}
@@ -16,13 +17,15 @@ class HardwareService:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._pci = PciService(context)
         self._path = f"/local/domain/{context.kernel.domid}/control/shutdown"
 
     async def start(self) -> None:
         await self._context.store.watch(self._path, self._noticed)
+        await self._pci.start()
 
     def stop(self) -> None:
-        pass
+        self._pci.stop()
 
     def _noticed(self, path: str) -> None:
         self._context.tasks.spawn(self._obey())

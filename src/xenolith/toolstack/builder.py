@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,14 +30,25 @@ class Builder:
         self._kernel = kernel
         self._control = Control(kernel)
 
-    def build(self, spec: pv.PvSpec, handle: uuid.UUID, vcpus: int, store_domid: int, console_domid: int) -> Built:
-        """Make a guest of `spec`; nothing is left of it after an error.
+    def build(
+        self,
+        spec: pv.PvSpec,
+        handle: uuid.UUID,
+        vcpus: int,
+        store_domid: int,
+        console_domid: int,
+        functions: Sequence[int] = (),
+    ) -> Built:
+        """Make a guest of `spec` for which the PCI `functions` work; nothing is left of it after an error.
 
-        Raises UserError for an image that does not fit, XenError(ENOMEM) for lack of memory.
+        Raises UserError for an image that does not fit, XenError: ENOMEM for lack of memory, ENODEV and EBUSY for a
+        function that cannot be had.
         """
         layout = pv.plan(spec)
-        domid = self._control.create(handle, vcpus, spec.memory_frames)
+        domid = self._control.create(handle, vcpus, spec.memory_frames, has_iommu=bool(functions))
         try:
+            for where in functions:
+                self._control.assign(domid, where)
             return self._fill(spec, layout, domid, store_domid, console_domid)
         except BaseException:
             while not self._control.destroy(domid):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
@@ -12,7 +12,7 @@ from xenolith.toolstack.nics import DEFAULT_MTU, USER_MTU, Nic
 from xenolith.toolstack.records import DeviceRecord
 from xenolith.toolstack.shares import Share
 
-_SERVICES: Final = {"vbd": "block", "vif": "net", "9pfs": "9p"}
+_SERVICES: Final = {"vbd": "block", "vif": "net", "9pfs": "9p", "pci": "hardware"}
 """Which service a kind of device is of."""
 
 
@@ -37,6 +37,7 @@ class Devices(NamedTuple):
             *(self.disk(disk) for disk in config.disks),
             *(self.nic(nic) for nic in config.nics),
             *(self.share(share, number) for number, share in enumerate(config.shares)),
+            *([self.pci(config.pci)] if config.pci else []),
         ]
 
     def console(self, name: str, mfn: int, port: int) -> DeviceRecord:
@@ -82,6 +83,11 @@ class Devices(NamedTuple):
     def share(self, share: Share, number: int) -> DeviceRecord:
         back = {"path": share.path, "security_model": "none"}
         return DeviceRecord("9pfs", str(number), self._backend("9pfs", share.backend), {"tag": share.tag}, back)
+
+    def pci(self, names: Sequence[str]) -> DeviceRecord:
+        """The bus on which a guest sees PCI functions that work for it."""
+        back: dict[str, str | int] = {f"dev-{number}": name for number, name in enumerate(names)}
+        return DeviceRecord("pci", "0", self._backend("pci", None), {}, {"num_devs": len(names), **back})
 
     def _backend(self, kind: str, named: str | None) -> int:
         if named is not None:

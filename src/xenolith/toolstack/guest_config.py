@@ -62,6 +62,8 @@ class GuestConfig:
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     shares: tuple[Share, ...] = ()
+    pci: tuple[str, ...] = ()
+    """PCI functions of the machine that work for it: 0000:00:02.0."""
     uuid: uuid.UUID | None = None
     on_poweroff: Action = Action.DESTROY
     on_reboot: Action = Action.RESTART

@@ -112,6 +112,7 @@ def _check(config: GuestConfig, settings: Mapping[str, Setting]) -> None:
     _require_distinct("disk", settings, [disk.number for disk in config.disks], "virtual device number")
     _require_distinct("vif", settings, [nic.mac for nic in config.nics], "MAC address")
     _require_distinct("vif", settings, [nic.devid for nic in config.nics], "devid")
+    _require_distinct("pci", settings, list(config.pci), "name")
     _require_distinct("p9", settings, [share.tag for share in config.shares], "tag")
 
 

@@ -12,7 +12,7 @@ from xenolith.toolstack import values
 from xenolith.toolstack.disks import disk
 from xenolith.toolstack.guest_config import ALL_CPUS, Action
 from xenolith.toolstack.nics import nic
-from xenolith.toolstack.rights import rights
+from xenolith.toolstack.rights import pci_name, rights
 from xenolith.toolstack.settings import Key
 from xenolith.toolstack.shares import share
 
@@ -109,6 +109,14 @@ def _located(made: Any, directory: Path) -> Any:
 # -- the keys that there are ------------------------------------------------------------------------------------------
 
 _ACTIONS: Final = ", ".join(Action)
+
+
+def _pci(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError('a text such as "00:02.0"')
+    return pci_name(value)
+
+
 KEYS: Final[dict[str, Key]] = {
     "name": Key(
         "name", values.name, "text", "the file's", "What verbs call it. No two domains of a machine share one."
@@ -190,6 +198,14 @@ KEYS: Final[dict[str, Key]] = {
         True,
         _located,
     ),
+    "pci": Key(
+        "pci",
+        _pci,
+        "list",
+        "[]",
+        'PCI devices of the machine that it drives, as in "00:02.0": see [pass-through](devices.md#pass-through).',
+        True,
+    ),
     "uuid": Key("uuid", _uuid, "text", "made anew", "Its identity; MAC addresses that are not given come from it."),
     "on_poweroff": Key("on_poweroff", _action, "action", "destroy", f"When it powers off: {_ACTIONS}."),
     "on_reboot": Key("on_reboot", _action, "action", "restart", "When it reboots."),
@@ -242,7 +258,7 @@ _IGNORED: Final = (
     " vmtrace_buf_kb bootloader_args bootloader_restrict period slice latency extratime shadow_memory rtc_offset"
     # devices that PV guests of Xenolith do not have
     " vfb vnc vnclisten vncdisplay vncunused vncpasswd sdl opengl display xauthority keymap nographic"
-    " pci pci_power_mgmt pci_msitranslate pci_permissive pci_seize irqs ioports iomem dtdev e820_host"
+    " pci_power_mgmt pci_msitranslate pci_permissive pci_seize irqs ioports iomem dtdev e820_host"
     " usb usbctrl usbdev usbdevice usbversion vtpm vdispl vsnd vkb vkb_device channel pvcalls vuart device_tree"
     # what is of HVM and PVH guests alone
     " hap oos pae acpi acpi_s3 acpi_s4 acpi_laptop_slate acpi_firmware smbios_firmware apic nx hpet nestedhvm"

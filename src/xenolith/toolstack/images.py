@@ -34,6 +34,8 @@ class Wanted(Protocol):
     def nics(self) -> Sequence[object]: ...
     @property
     def shares(self) -> Sequence[object]: ...
+    @property
+    def pci(self) -> Sequence[object]: ...
 
 
 class Prepared(NamedTuple):
@@ -99,7 +101,7 @@ def _ramdisk(
     from xenolith.loader.modules import ModuleTree
 
     tree = ModuleTree(kernel.modules) if kernel.modules else None
-    devices = {"vbd": wanted.disks, "vif": wanted.nics, "9pfs": wanted.shares}
+    devices = {"vbd": wanted.disks, "vif": wanted.nics, "9pfs": wanted.shares, "pci": wanted.pci}
     kinds = [kind for kind, described in devices.items() if described]
     ramdisk = Initramfs(
         busybox=registry.busybox() or registry.pull_busybox(progress),

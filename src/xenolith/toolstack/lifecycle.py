@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from xenolith.abi.errno import ENOMEM, ESRCH, XenError
+from xenolith.abi.errno import EBUSY, ENODEV, ENOMEM, EPERM, ESRCH, XenError
 from xenolith.abi.sched import (
     SHUTDOWN_crash,
     SHUTDOWN_poweroff,
@@ -33,6 +33,7 @@ from xenolith.toolstack.devices import Devices
 from xenolith.toolstack.guest_config import Action, GuestConfig
 from xenolith.toolstack.images import Prepared, prepare
 from xenolith.toolstack.records import GUEST_NODES, DeviceRecord, guest_nodes, home
+from xenolith.toolstack.rights import pci_number
 
 if TYPE_CHECKING:
     from xenolith.toolstack.disks import Disk
@@ -180,9 +181,19 @@ class Toolstack:
         )
         try:
             built = self._builder.build(
-                spec, config.uuid, config.max_vcpus, self._devices.store_domid, self._devices.console_domid
+                spec,
+                config.uuid,
+                config.max_vcpus,
+                self._devices.store_domid,
+                self._devices.console_domid,
+                [pci_number(name) for name in config.pci],
             )
         except XenError as error:
+            if error.errno in (ENODEV, EBUSY, EPERM) and config.pci:
+                raise UserError(
+                    f"{config.name} cannot have its PCI devices: {error.reason}",
+                    "they must be the machine's, not another guest's, and a native domain must have them",
+                ) from None
             if error.errno != ENOMEM:
                 raise UserError(f"{config.name} cannot be made: {error}") from None
             free = self.control.free_memory() >> 20

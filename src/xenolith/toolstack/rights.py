@@ -29,7 +29,7 @@ class HardwareAccess:
     @property
     def functions(self) -> frozenset[int]:
         """The devices by their bus, device and function number; the machine has one segment."""
-        return frozenset(_number(device) for device in self.devices)
+        return frozenset(pci_number(device) for device in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _hardware(limit: Any) -> HardwareAccess:
             _range(item, _LAST_ADDRESS)
             for item in _texts(limit.get("memory", []), "memory", 'memory = ["0xfed00000-0xfed003ff"]')
         ),
-        tuple(_device(item) for item in _texts(limit.get("devices", []), "devices", 'devices = ["00:02.0"]')),
+        tuple(pci_name(item) for item in _texts(limit.get("devices", []), "devices", 'devices = ["00:02.0"]')),
     )
 
 
@@ -107,13 +107,15 @@ def _range(text: str, last: int) -> range:
     return range(first, end + 1)
 
 
-def _number(device: str) -> int:
+def pci_number(device: str) -> int:
+    """Bus, device and function number of a PCI device that is written as `pci_name` gives it."""
     _, bus, rest = device.split(":")
     slot, function = rest.split(".")
     return int(bus, 16) << 8 | int(slot, 16) << 3 | int(function)
 
 
-def _device(text: str) -> str:
+def pci_name(text: str) -> str:
+    """A PCI device with its segment, 0000:00:02.0, from the same or 00:02.0. UserError if it is none."""
     match = _DEVICE.fullmatch(text.lower())
     if match is None:
         raise UserError(f"'{text}' is no PCI device", "write bus, slot and function as in 00:02.0")

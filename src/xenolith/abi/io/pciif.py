@@ -5,6 +5,9 @@ from typing import Annotated, Final
 
 from xenolith.abi.types import I32, U16, U32, Struct, layout
 
+XEN_PCI_MAGIC: Final = "7"
+"""What a frontend writes into its node "magic"."""
+
 # XenPciOp.cmd.
 XEN_PCI_OP_conf_read: Final = 0
 XEN_PCI_OP_conf_write: Final = 1
