@@ -48,7 +48,9 @@ class PciService:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._backend = Backend(context, "pci", lambda ends: _Bus(context, ends))
+        self._backend = Backend(context, "pci", lambda ends: _Bus(context, ends, self))
+        self.stopping = False
+        """Whether the code ends, and not a guest's bus."""
 
     async def start(self) -> None:
         self._offer()
@@ -70,6 +72,7 @@ class PciService:
                     raise
 
     def stop(self) -> None:
+        self.stopping = True
         self._backend.stop()
 
 
@@ -80,13 +83,17 @@ def config_read(context: Context, where: int, offset: int, size: int) -> int:
 
 
 class _Function:
-    """A function that works for domain `domid` (backends.pci.Function)."""
+    """A function that works for domain `domid` (backends.pci.Function).
+
+    The pirqs of its messages, a byte each, are kept for the code that may come after this one.
+    """
 
     def __init__(self, context: Context, domid: int, where: int) -> None:
         self._context = context
         self._domid = domid
         self._where = where
-        self._pirqs: list[int] = []
+        self._name = f"pci {domid} {where}"
+        self._pirqs = context.kernel.kept.setdefault(self._name, bytearray())
 
     def read(self, offset: int, size: int) -> int:
         return config_read(self._context, self._where, offset, size) if offset < 256 else 0
@@ -130,28 +137,34 @@ class _Function:
                     raise
         self._pirqs.clear()
 
+    def forget(self) -> None:
+        """The guest's bus is gone, and its messages with it."""
+        self._context.kernel.kept.pop(self._name, None)
+
 
 class _Bus:
     """The functions of one guest (services.backend.Device)."""
 
-    def __init__(self, context: Context, ends: Ends) -> None:
+    def __init__(self, context: Context, ends: Ends, service: PciService) -> None:
         self._context = context
         self._ends = ends
+        self._service = service
+        self._functions: list[_Function] = []
         self._control = Control(context.kernel)
         self._served: PciBackend | None = None
         self._page: Mapping | None = None
         self._port = 0
 
     async def prepare(self) -> Nodes:
-        functions = [_Function(self._context, self._ends.domid, where) for where in await self._functions()]
-        self._served = PciBackend(functions)
+        self._functions = [_Function(self._context, self._ends.domid, where) for where in await self._described()]
+        self._served = PciBackend(self._functions)
         self._lend(self._served)
-        for function in functions:
+        for function in self._functions:
             function.map_line()
-        slots = {f"vdev-{number}": f"0000:00:{number:02x}.0" for number in range(len(functions))}
+        slots = {f"vdev-{number}": f"0000:00:{number:02x}.0" for number in range(len(self._functions))}
         return {"root_num": 1, "root-0": "0000:00", **slots}
 
-    async def _functions(self) -> list[int]:
+    async def _described(self) -> list[int]:
         count = await self._ends.read("num_devs")
         if not count.isdecimal() or not 1 <= int(count) <= _MAX_FUNCTIONS:
             raise UserError(f"{count!r} devices")
@@ -187,7 +200,9 @@ class _Bus:
             self._page = None
 
     def close(self) -> None:
-        pass
+        if not self._service.stopping:
+            for function in self._functions:
+                function.forget()
 
     def _asked(self) -> None:
         """Do what the guest has written into the page that both share, once."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xenolith.errors import UserError
+from xenolith.machine.e820 import LOW_RAM_LIMIT
 from xenolith.toolstack import values, xlcfg
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.guest_keys import IGNORED_KEYS, KEYS, XL_KEYS
@@ -109,6 +110,10 @@ def _check(config: GuestConfig, settings: Mapping[str, Setting]) -> None:
         raise settings["maxmem"].error("'maxmem' is less than the memory", f"write {config.memory >> 20} or more")
     if config.max_vcpus < config.vcpus:
         raise settings["maxvcpus"].error("'maxvcpus' is less than the vCPUs", f"write {config.vcpus} or more")
+    if config.pci and config.max_memory > LOW_RAM_LIMIT:
+        raise settings["pci"].error(
+            "a guest with PCI devices has less memory than where they lie", f"give it {LOW_RAM_LIMIT >> 20} MiB at most"
+        )
     _require_distinct("disk", settings, [disk.number for disk in config.disks], "virtual device number")
     _require_distinct("vif", settings, [nic.mac for nic in config.nics], "MAC address")
     _require_distinct("vif", settings, [nic.devid for nic in config.nics], "devid")

@@ -46,6 +46,8 @@ def assign_device(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDom
     if domain.is_dying or not domain.has_iommu:
         raise XenError(EINVAL, f"{domain} cannot have devices")
     where = _function(hv, argument)
+    if not hv.iommu.can_be_assigned(where):
+        raise XenError(EBUSY, f"PCI function {name(where)} works for another guest")
     if domain is hv.iommu.quarantine or not hv.iommu.is_offered(where):
         _require_driver(hv, caller, where, "XEN_DOMCTL_assign_device")
     hv.iommu.assign(where, domain)

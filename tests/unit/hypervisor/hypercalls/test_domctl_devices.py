@@ -18,8 +18,10 @@ from xenolith.abi.physdev import (
     PHYSDEVOP_pci_device_add,
     PHYSDEVOP_prepare_msix,
     PHYSDEVOP_release_msix,
+    PHYSDEVOP_unmap_pirq,
     PhysdevPciDevice,
     PhysdevPciDeviceAdd,
+    PhysdevUnmapPirq,
 )
 from xenolith.abi.types import DOMID_IO, DOMID_SELF
 from xenolith.hypervisor.domain import Capability, Domain
@@ -186,3 +188,74 @@ def test_msix_is_prepared_while_nobody_uses_it(machine: Machine, driver: Domain,
         assert machine.operation(driver, PHYSDEV, command, PhysdevPciDevice(devfn=0xF8)) == -ENODEV
     assert map_pirq(machine, driver, type=MAP_PIRQ_TYPE_MSI)[0] == 0
     assert machine.operation(driver, PHYSDEV, PHYSDEVOP_prepare_msix, argument) == -EBUSY
+
+
+# -- lending ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def builder(machine: Machine, user: Domain) -> Domain:
+    """It has made the guest, and has no hardware."""
+    domain = machine.caller(3, Capability.CREATE)
+    user.creator = domain.domid
+    return domain
+
+
+@pytest.fixture
+def lender(machine: Machine, device: PciDevice) -> Domain:
+    """It has the device and controls nobody."""
+    domain = machine.caller(4, Capability.HARDWARE)
+    domain.pci_functions = frozenset({WHERE})
+    domain.iomem_ranges = [(0xC0000, 0xDFFFF)]
+    machine.iommu.give(WHERE, domain)
+    return domain
+
+
+def permit(machine: Machine, caller: Domain, domid: int, first: int, count: int = 1) -> int:
+    op = abi.XenDomctl(
+        cmd=abi.XEN_DOMCTL_iomem_permission, interface_version=abi.XEN_DOMCTL_INTERFACE_VERSION, domain=domid
+    )
+    op.u.iomem_permission.first_mfn, op.u.iomem_permission.nr_mfns, op.u.iomem_permission.allow_access = first, count, 1
+    at = machine.buffer(caller)
+    machine.memory.write(caller.vcpus[0], at, op.to_bytes())
+    return machine.raw(caller, HYPERVISOR_domctl, at)
+
+
+def test_a_builder_takes_what_is_offered(machine: Machine, builder: Domain, lender: Domain, user: Domain) -> None:
+    assert assign(machine, builder, user.domid) == -EPERM, "nobody offers it yet"
+    assert assign(machine, lender, DOMID_IO) == 0
+    assert assign(machine, lender, user.domid) == -EPERM, "its lender has no say over guests"
+    assert assign(machine, builder, user.domid) == 0
+    assert domctl(machine, builder, abi.XEN_DOMCTL_deassign_device, user.domid) == -EPERM
+
+
+def test_a_lender_lends_what_belongs_to_the_device_and_nothing_else(
+    machine: Machine, builder: Domain, lender: Domain, user: Domain, device: PciDevice
+) -> None:
+    table = device.msix_table
+    assert table is not None
+    frame = table.start >> 12
+    assert permit(machine, lender, user.domid, frame) == -EPERM
+    assert map_pirq(machine, lender, type=MAP_PIRQ_TYPE_MSI, domid=user.domid)[0] == -EPERM
+    assert assign(machine, lender, DOMID_IO) == 0
+    assert assign(machine, builder, user.domid) == 0
+    assert permit(machine, lender, user.domid, frame + 1) == -EPERM, "the lender's own, and not the device's"
+    assert permit(machine, lender, user.domid, frame, 2) == -EPERM
+    assert permit(machine, lender, user.domid, frame) == 0
+    assert user.iomem_ranges == [(frame, frame)]
+    assert map_pirq(machine, lender, type=MAP_PIRQ_TYPE_MSI, domid=user.domid) == (0, 255)
+    line = {"domid": user.domid, "type": MAP_PIRQ_TYPE_GSI}
+    assert map_pirq(machine, lender, index=device.gsi or 0, **line) == (0, device.gsi)
+    assert map_pirq(machine, lender, index=16, **line)[0] == -EPERM
+
+
+def test_a_lender_takes_back_its_devices_interrupts_only(
+    machine: Machine, builder: Domain, lender: Domain, user: Domain, device: PciDevice
+) -> None:
+    assert assign(machine, lender, DOMID_IO) == 0
+    assert assign(machine, builder, user.domid) == 0
+    machine.pirqs.map_gsi(user, 16, 16)
+    assert map_pirq(machine, lender, type=MAP_PIRQ_TYPE_MSI, domid=user.domid) == (0, 255)
+    for pirq, result in ((255, 0), (16, -EPERM), (200, -EPERM)):
+        argument = PhysdevUnmapPirq(domid=user.domid, pirq=pirq)
+        assert machine.operation(lender, PHYSDEV, PHYSDEVOP_unmap_pirq, argument) == result

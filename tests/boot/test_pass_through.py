@@ -1,0 +1,135 @@
+"""PCI devices that work for guests: lent by the native hardware domain, and by Linux's xen-pciback with Debian's xl."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.boot.background import Background
+from tests.boot.command_line import XENOLITH
+from tests.boot.dom0 import GUEST, PROMPT, Dom0
+from xenolith.errors import UserError
+from xenolith.loader import registry
+
+_MIB = 8
+_DEVICE = "00:01.0"
+_USER = """\
+name = "user"
+kernel = "/root/vmlinuz"
+ramdisk = "/root/user.img"
+extra = "console=hvc0 quiet noreplace-smp"
+memory = 96
+pci = ["00:01.0"]
+"""
+_MISPROGRAM = """\
+echo 0000:00:01.0 > /sys/bus/pci/drivers/nvme/unbind
+printf '\\006' | dd of=/sys/bus/pci/devices/0000:00:01.0/config bs=1 seek=4 conv=notrunc 2> /dev/null
+bar=$(head -1 /sys/bus/pci/devices/0000:00:01.0/resource | cut -d' ' -f1)
+set_register() { devmem $((bar + $1)) 32 $2; }
+set_register 0x14 0; set_register 0x24 0x000f000f
+set_register 0x28 0x38fff000; set_register 0x2c 0; set_register 0x30 0x38ffe000; set_register 0x34 0
+set_register 0x14 0x00460001; sleep 1; set_register 0x1000 1; sleep 1
+devmem $((bar + 0x1c)) 32
+"""
+"""Have the controller fetch its commands, as dom0 can tell it to, from memory that is not dom0's."""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(hashlib.shake_128(b"disk").digest(_MIB << 20))
+    return path
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def native(tmp_path: Path, image: Path) -> Iterator[Background]:
+    if registry.pulled("debian-cloud") is None:
+        pytest.skip("the kernel debian-cloud is not in the cache: 'xenolith pull debian-cloud' brings it")
+    machine = Background(tmp_path)
+    try:
+        machine.do("boot", "--preset", "split", "--device", f"nvme,target={image}", "--detach")
+        yield machine
+    finally:
+        machine.close()
+
+
+def test_the_native_hardware_domain_lends_a_device(native: Background, image: Path) -> None:
+    """To one guest at a time, with messages; again after that has ended, and while its own code is started again."""
+    ways = ("--kernel", "debian-cloud", "--memory", "128MiB", "--pci", _DEVICE)
+    native.do("create", "--name", "one", *ways)
+    native.wait_console("one", "guest:~# ")
+    assert "works for another guest" in native.refused("create", "--name", "two", *ways)
+    assert "there is no PCI function" in native.refused("create", "--name", "two", "--pci", "00:1f.0", *ways[:-2])
+    assert digest(image) in native.run("one", "sha256sum /dev/nvme0n1")
+    assert "xen-pirq    -pcifront-msi-x  nvme0q1" in native.run("one", "cat /proc/interrupts")
+    native.do("service", "kill", "hardware")
+    native.run("one", "head -c 65536 /dev/urandom > /dev/nvme0n1; sync")
+    said = native.run("one", "echo 3 > /proc/sys/vm/drop_caches; sha256sum /dev/nvme0n1")
+    assert digest(image) in said
+    native.do("destroy", "one")
+    native.do("create", "--name", "two", "--exec", "sha256sum /dev/nvme0n1", *ways)
+    native.wait_console("two", digest(image))
+
+
+@pytest.fixture
+def dom0(tmp_path: Path, image: Path) -> Iterator[Dom0]:
+    for alias in ("debian", "debian-cloud"):
+        if registry.pulled(alias) is None:
+            pytest.skip(f"the kernel {alias} is not in the cache: 'xenolith pull {alias}' brings it")
+    try:
+        registry.debian_dom0()
+    except UserError as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+    found = registry.pulled("debian-cloud")
+    assert found is not None
+    (tmp_path / "user.cfg").write_text(_USER)
+    (tmp_path / "guest.sh").write_text(GUEST)
+    (tmp_path / "misprogram.sh").write_text(_MISPROGRAM)
+    _ramdisk("debian-cloud", tmp_path / "user.img", "--module", "xen-pcifront")
+    files = [(tmp_path / name, name) for name in ("user.cfg", "guest.sh", "misprogram.sh", "user.img")] + [
+        (found.file, "vmlinuz")
+    ]
+    given = [word for path, name in files for word in ("--file", f"{path}:/root/{name}")]
+    _ramdisk("debian", tmp_path / "dom0.img", "--tools", "--module", "nvme", *given)
+    machine = Dom0(tmp_path)
+    try:
+        machine.do(
+            *("boot", "--preset", "dom0", "--kernel", "debian", "--ramdisk", tmp_path / "dom0.img"),
+            *("--cmdline", "quiet", "--device", f"nvme,target={image}", "--machine-memory", "1GiB", "--detach"),
+        )
+        machine.wait_console("dom0", PROMPT)
+        machine.sh(". /root/guest.sh")
+        yield machine
+    finally:
+        machine.close()
+
+
+def _ramdisk(kernel: str, path: Path, *options: str | Path) -> None:
+    subprocess.run([XENOLITH, "ramdisk", "--kernel", kernel, *options, "-o", path], check=True, capture_output=True)
+
+
+def test_xl_passes_a_device_on_and_a_misprogrammed_one_reaches_nothing(dom0: Dom0, image: Path) -> None:
+    dom0.sh("modprobe xen-pciback; xl pci-assignable-add 00:01.0")
+    assert dom0.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
+    for _ in range(2):
+        assert dom0.sh("xl create -q /root/user.cfg") == ""
+        assert digest(image) in dom0.sh("guest user 'sha256sum /dev/nvme0n1'")
+        assert dom0.sh("xl pci-list user").split()[-1] == "0000:00:01.0"
+        dom0.sh("xl destroy user")
+        assert dom0.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
+    dom0.sh("xl pci-assignable-remove -r 00:01.0; soon '[ -b /dev/nvme0n1 ]'")
+    assert digest(image) in dom0.sh("sha256sum /dev/nvme0n1")
+
+    status = int(dom0.sh("sh /root/misprogram.sh").split()[-1], 16)
+    assert status & 2, "the controller says that it has failed"
+    assert "(XEN) IOMMU: PCI function 0000:00:01.0 of d0 reads 64 bytes at 0x38fff000, where it may not" in dom0.sh(
+        "xl dmesg"
+    )
