@@ -9,6 +9,7 @@ import pytest
 
 from tests.guest.assembler import TestImage, assemble, missing_tools
 from tests.guest.pvguest import PvGuest, TestMachine, is_native
+from tests.guest.second_vcpu import start_second
 from xenolith.cpu.engine import LACKING
 from xenolith.hypervisor.native_exits import SWITCH
 
@@ -80,6 +81,19 @@ def start(machine: TestMachine) -> Starter:
 def guest(machine: TestMachine) -> PvGuest:
     """An ordinary guest."""
     return machine.start("guest")
+
+
+@pytest.fixture
+def pair(machine: TestMachine) -> PvGuest:
+    """A guest with two vCPUs, of which the second has not been started."""
+    return machine.start("pair", vcpus=2)
+
+
+@pytest.fixture
+def running(pair: PvGuest) -> PvGuest:
+    """A guest of which both vCPUs run."""
+    start_second(pair)
+    return pair
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ class Fuzzer:
         if guest.stopped:
             return
         vcpu = guest.domain.vcpus[0]
-        self._hv.traps.current = vcpu
+        self._hv.traps.current, self._hv.running = vcpu, [vcpu]
         self._hv.engine.switch_to(vcpu.cpu)
         self._hv.load_root(vcpu.kernel_root)
         number, arguments = self._make(guest)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.guest.pvguest import NO_EXCEPTION, NX, PRESENT, RW, GuestCrashed, PvGuest, TestMachine
+from tests.guest.pvguest import NO_EXCEPTION, NX, PRESENT, RW, GuestCrashed, PvGuest
+from tests.guest.second_vcpu import context, vcpu_op
 from xenolith.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT
 from xenolith.abi.event_channel import EvtchnBindIpi, EVTCHNOP_bind_ipi, EVTCHNOP_send, EvtchnSend
 from xenolith.abi.hypercalls import HYPERVISOR_event_channel_op, HYPERVISOR_vcpu_op
@@ -19,49 +20,12 @@ from xenolith.abi.vcpu import (
     VCPUOP_up,
     VcpuRegisterVcpuInfo,
     VcpuSetSingleshotTimer,
-    VGCF_in_kernel,
 )
 
 WITHOUT_HELPER_TOO = True
 
 UNDEFINED = 6
 NON_CANONICAL = 0x8000_0000_0000
-
-
-@pytest.fixture
-def pair(machine: TestMachine) -> PvGuest:
-    """A guest with two vCPUs, of which the second has not been started."""
-    return machine.start("pair", vcpus=2)
-
-
-def context(guest: PvGuest) -> VcpuGuestContext:
-    """What a guest would let its second vCPU start with."""
-    symbols, result = guest.symbols, VcpuGuestContext()
-    result.flags = VGCF_in_kernel
-    result.user_regs.rip, result.user_regs.rsp = symbols["secondary"], symbols["stack_top_1"]
-    result.kernel_ss, result.kernel_sp = 0xE02B, symbols["stack_top_1"]
-    result.ctrlreg[3] = guest.domain.vcpus[0].kernel_root
-    result.event_callback_eip = symbols["upcall_1"]
-    result.failsafe_callback_eip = symbols["failsafe_1"]
-    result.syscall_callback_eip = symbols["user_syscall_1"]
-    for vector in (3, 6, 13, 14):
-        trap = result.trap_ctxt[vector]
-        trap.vector, trap.cs, trap.address = vector, 0xE033, symbols[f"trap_{vector}_1"]
-    return result
-
-
-def vcpu_op(guest: PvGuest, command: int, vcpu: int = 1, argument: bytes = b"", caller: int = 0) -> int:
-    vaddr = guest.arguments(argument) if argument else 0
-    return guest.hypercall(HYPERVISOR_vcpu_op, command, vcpu, vaddr, vcpu=caller)
-
-
-@pytest.fixture
-def running(pair: PvGuest) -> PvGuest:
-    """A guest of which both vCPUs run."""
-    assert vcpu_op(pair, VCPUOP_initialise, argument=context(pair).to_bytes()) == 0
-    assert vcpu_op(pair, VCPUOP_up) == 0
-    pair.machine.run(lambda: pair.domain.vcpus[1].polling)
-    return pair
 
 
 def test_second_vcpu_runs(running: PvGuest) -> None:

@@ -1,8 +1,11 @@
 """The protocol between the hypervisor and whatever executes guest instructions.
 
-An engine owns the physical processor's view: it runs one virtual processor (`Cpu`) at CPL 3 on page tables that
+An engine owns the physical processors' view: it runs virtual processors (`Cpu`) at CPL 3 on page tables that
 somebody else has validated, and calls an `ExitHandler` whenever the guest does something that it cannot do by itself.
 The handler changes the registers and returns; the guest goes on from there. An engine knows nothing of Xen.
+
+Whenever a handler is called, no guest code runs on any processor, and after the handler has the engine's translations
+flushed, none runs on old ones.
 """
 
 from __future__ import annotations
@@ -79,6 +82,10 @@ class Cpu(Protocol):
     def set_descriptor_tables(self, gdt_base: int, gdt_limit: int, ldt_base: int, ldt_limit: int) -> None:
         """Where the processor finds its GDT and LDT: virtual addresses and limits in bytes (LDT limit 0: none)."""
 
+    @property
+    def exits(self) -> int:
+        """How often it has left the guest, where the engine runs several processors at once (and else 0)."""
+
     def set_xcr0(self, value: int) -> None:
         """Switch parts of extended state on, of those in the engine's `xcr0_mask`."""
 
@@ -88,6 +95,12 @@ class Cpu(Protocol):
 
 class ExitHandler(Protocol):
     """What an engine asks of its owner. Each call runs with the exiting processor's state current."""
+
+    def on_processor(self, cpu: Cpu) -> bool:
+        """Of several that ran at once this one is current now. False if nobody wants to know what it has come to."""
+
+    def on_all_stopped(self) -> bool:
+        """All that ran at once have been told of. False if they are not to go on together."""
 
     def on_syscall(self) -> None:
         """SYSCALL was executed; RIP is after it."""
@@ -121,7 +134,7 @@ class ExitHandler(Protocol):
 
 
 class Engine(Protocol):
-    """A physical processor that runs one `Cpu` at a time."""
+    """One or several physical processors, each of which runs one `Cpu` at a time."""
 
     name: str
     preemptible: bool
@@ -131,6 +144,8 @@ class Engine(Protocol):
     def runs_loops(self) -> bool:
         """Whether the host's own processor runs a guest's hot loops, if it does not run all of its code."""
 
+    processors: int
+    """How many `Cpu`s can run at the same time."""
     lacks: frozenset[str]
     """Keys of LACKING."""
     entry_table: int
@@ -163,13 +178,23 @@ class Engine(Protocol):
         """Nobody needs `cpu` any more."""
 
     def switch_to(self, cpu: Cpu) -> None:
-        """Make `cpu` the one that runs. The caller loads its root afterwards."""
+        """Make `cpu` the current one. The caller loads its root afterwards."""
 
     def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
         """Tell `handler` of every exit from now on, but for those that `shortcuts` take, if the engine can ask them."""
 
-    def run(self) -> None:
-        """Execute the current processor until `stop` or `kick`."""
+    def run(self, *beside: Cpu) -> None:
+        """Execute the current processor, and `beside` it others at the same time, until `stop` or `kick`.
+
+        There are at most `processors` together. Each of them was made current, and its root loaded.
+        """
+
+    def settle(self) -> None:
+        """Tell what others have come to at the same time, after `run` or this has raised what a handler raised."""
+
+    def comes_first(self, cpu: Cpu) -> bool:
+        """Whether the handler has still to be told what `cpu` has come to. It will be, before the current processor's
+        next exit is."""
 
     def stop(self) -> None:
         """From within a handler: `run` returns when the handler does."""
@@ -187,13 +212,13 @@ class Engine(Protocol):
         """Units of work executed since `count_work`."""
 
     def load_root(self, maddr: int) -> None:
-        """Use the L4 table at `maddr` and forget all cached translations."""
+        """The current processor uses the L4 table at `maddr` and forgets all cached translations."""
 
     def flush_all(self) -> None:
-        """Forget all cached translations."""
+        """All processors that run forget all cached translations."""
 
     def flush_page(self, vaddr: int) -> None:
-        """Forget the translation of one page."""
+        """All processors that run forget the translation of one page."""
 
     def invalidate_code(self, maddr: int, size: int) -> None:
         """The memory at `maddr` was changed from outside the guest and may hold code that was executed."""

@@ -19,7 +19,8 @@ import platform
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from xenolith.cpu import kvm_abi as abi
@@ -38,6 +39,7 @@ from xenolith.cpu.kvm_entry import (
     table_gone,
 )
 from xenolith.cpu.kvm_proof import Proof, Unproven
+from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.paging import translate
 from xenolith.cpu.registers import (
     CR0_AM,
@@ -70,7 +72,9 @@ _DEVICE: Final = "/dev/kvm"
 _INSTEAD: Final = "use --engine unicorn"
 _TOP: Final = 1 << 40
 """Physical addresses that a machine has, where the host's processor has as many."""
-_PROCESSORS: Final = 1024
+_VIRTUAL_PROCESSORS: Final = 1024
+_MOST_PROCESSORS: Final = 8
+"""Virtual processors that run at the same time. Each of them stops all others at its exits."""
 _CR0: Final = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG
 _CR4: Final = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
 _CR4_OSXSAVE: Final = 1 << 18
@@ -94,7 +98,11 @@ _MOST_RETRIES: Final = 1000
 
 
 class KvmEngine:
-    """One physical processor over `ram`, by way of /dev/kvm. Raises UserError where it cannot be used."""
+    """The host's processors over `ram`, by way of /dev/kvm. Raises UserError where it cannot be used.
+
+    Virtual processors run at the same time, in a thread each; but all that happens outside of `KVM_RUN` happens while
+    none of them runs. The first that leaves the guest has the others leave it too.
+    """
 
     name = "kvm"
     preemptible = True
@@ -109,7 +117,7 @@ class KvmEngine:
         self._vm = abi.request(self._kvm, abi.CREATE_VM)
         weakref.finalize(self, _close, self._vm, self._kvm)
         self._run_size = abi.request(self._kvm, abi.GET_VCPU_MMAP_SIZE)
-        processors = min(abi.request(self._kvm, abi.CHECK_EXTENSION, abi.CAP_MAX_VCPUS) or 1, _PROCESSORS)
+        processors = min(abi.request(self._kvm, abi.CHECK_EXTENSION, abi.CAP_MAX_VCPUS) or 1, _VIRTUAL_PROCESSORS)
         bits = self._cpuid.query(0x8000_0008, 0)[0] & 0xFF or 36
         self._numbers = iter(range(processors))
         self._pages = EntryPages(min(_TOP, 1 << bits), processors, ram.size)
@@ -127,12 +135,13 @@ class KvmEngine:
         self._map(self.reserved, self._pages.host_address)
         self._spare: list[KvmCpu] = []
         self._current: KvmCpu | None = None
-        self._root = 0
-        self._flush = False
+        self._running: list[KvmCpu] = []
+        self._untold: list[KvmCpu] = []
+        self.processors = min(len(os.sched_getaffinity(0)), _MOST_PROCESSORS)
         self._written: list[int] = []
         self._handler: ExitHandler
         self._stopping = False
-        self._thread = 0
+        self._machine_thread = 0
         self._retries = 0
         self.shadows_tables = False
         self.tsc_khz: int | None = None
@@ -174,7 +183,7 @@ class KvmEngine:
             return cpu
         number = next(self._numbers, None)
         if number is None:
-            raise UserError(f"KVM has no more than {_PROCESSORS} virtual processors", "start fewer guests, or vCPUs")
+            raise UserError(f"KVM has but {_VIRTUAL_PROCESSORS} virtual processors", "start fewer guests, or vCPUs")
         fd = abi.request(self._vm, abi.CREATE_VCPU, number)
         abi.fcntl_large(fd, abi.SET_CPUID2, self._cpuid.raw)
         self._set_msrs(fd)
@@ -186,6 +195,8 @@ class KvmEngine:
         assert isinstance(cpu, KvmCpu)
         if self._current is cpu:
             self._current = None
+        if cpu in self._running:
+            self._running.remove(cpu)
         self._spare.append(cpu)
 
     def _set_msrs(self, fd: int) -> None:
@@ -220,14 +231,18 @@ class KvmEngine:
     # -- page tables --------------------------------------------------------------------------------------------------
 
     def load_root(self, maddr: int) -> None:
-        self._root = maddr
-        self._flush = True
+        cpu = self._current
+        if cpu is not None:
+            cpu.root = maddr
+            cpu.flush = True
 
     def flush_all(self) -> None:
-        self._flush = True
+        """Those that do not run now forget when their root is loaded."""
+        for cpu in self._running:
+            cpu.flush = True
 
     def flush_page(self, vaddr: int) -> None:
-        self._flush = True
+        self.flush_all()
 
     def invalidate_code(self, maddr: int, size: int) -> None:
         """Nothing is kept of code."""
@@ -255,15 +270,18 @@ class KvmEngine:
             cpu.words[CR3] = self._pages.own_root
             cpu.enter_ring0(registers)
             self._run_ring0(cpu)
+        if self._stopping:
+            cpu.run[abi.RUN_IMMEDIATE_EXIT] = 1
 
     def _run_ring0(self, cpu: KvmCpu) -> None:
         """Run our own code to its end, whatever comes in between."""
         for _ in range(_MOST_RETRIES):
             cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
-            try:
-                fcntl.ioctl(cpu.fd, abi.RUN, 0)
-            except InterruptedError:
+            error = self._enter_kvm(cpu)
+            if error == errno.EINTR:
                 continue
+            if error:
+                break
             run = cpu.run
             if cpu.exit_reason == abi.EXIT_IO and run[abi.RUN_IO_SIZE] == ENTRY_WIDTH and cpu.port == DONE:
                 return
@@ -273,51 +291,146 @@ class KvmEngine:
 
     def _forget_translations(self, cpu: KvmCpu) -> None:
         """KVM forgets all translations when CR3 changes; so it changes twice."""
-        if self._flush:
-            self._flush = False
-            if not self.shadows_tables and cpu.words[CR3] == self._root:
+        if cpu.flush:
+            cpu.flush = False
+            if not self.shadows_tables and cpu.words[CR3] == cpu.root:
                 cpu.visit_root(self._pages.own_root)
-        cpu.words[CR3] = self._root
+        cpu.words[CR3] = cpu.root
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Execute the current processor until `stop` or `kick`. Raises what a handler raised."""
+    def run(self, *beside: Cpu) -> None:
+        """Execute processors until `stop` or `kick`. Raises what a handler raised."""
         cpu = self._current
         assert cpu is not None
-        self._thread = threading.get_ident()
+        self._running = [cpu, *(other for other in beside if isinstance(other, KvmCpu))]
+        self._machine_thread = threading.get_ident()
         self._stopping = False
+        if beside:
+            self._run_together()
+        elif cpu.thread is None:
+            self._run_alone(cpu)
+        else:
+            self._have_done([(cpu.thread, partial(self._run_alone, cpu))])
+
+    def _run_alone(self, cpu: KvmCpu) -> None:
         cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
         while not self._stopping:
             if self._written:
                 self._replay(cpu)
             self._forget_translations(cpu)
             cpu.enter()
-            self._let_run(cpu)
+            self._take_over(cpu, self._enter_kvm(cpu))
 
-    def _let_run(self, cpu: KvmCpu) -> None:
-        """From an entry into the guest to the handling of what ends it."""
+    def _run_together(self) -> None:
+        """Let all run until the first has an exit; then tell of each one's exits while none runs."""
         while True:
-            try:
-                fcntl.ioctl(cpu.fd, abi.RUN, 0)
-            except OSError as error:
-                if error.errno == errno.EFAULT:
-                    self._fail("the guest uses memory that the host does not have")
-                    return
-                if error.errno != errno.EINTR:
-                    raise
-                if self._stopped_in_guest(cpu):
-                    return
-                continue
-            reason = cpu.exit_reason
-            if reason == abi.EXIT_IO:
-                if self._arrived(cpu):
-                    return
-            elif reason == abi.EXIT_MMIO:
-                self._access_device(cpu)
-            else:
-                self._fail(_words_for(reason, cpu))
+            if self._written:
+                self._replay(self._running[0])
+            for cpu in self._running:
+                cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
+            if self._stopping:
                 return
+            for cpu in self._running:
+                self._forget_translations(cpu)
+                cpu.enter()
+            self._run_until_an_exit()
+            self._untold = sorted(self._running, key=lambda cpu: not cpu.error)  # first those that were only stopped
+            self.settle()
+            if not self._handler.on_all_stopped():
+                return
+
+    def settle(self) -> None:
+        while self._untold:
+            cpu = self._current = self._untold[0]
+            try:
+                if self._handler.on_processor(cpu):
+                    self._take_over(cpu, cpu.error)
+            finally:
+                self._untold.remove(cpu)
+
+    def _run_until_an_exit(self) -> None:
+        """One of them may run in this thread, if it always does; each other one has its own."""
+        own = next((cpu for cpu in self._running if cpu.thread is None), None)
+        work = [(cpu.own_thread(), partial(self._run_beside, cpu)) for cpu in self._running if cpu is not own]
+        self._have_done(work, partial(self._run_beside, own) if own is not None else None)
+
+    def _run_beside(self, cpu: KvmCpu) -> None:
+        """Run until something happens, which ends the running of all others."""
+        self._note_error(cpu)
+        for other in self._running:
+            if other is not cpu:
+                self._oust(other)
+
+    def _note_error(self, cpu: KvmCpu) -> None:
+        cpu.error = self._enter_kvm(cpu)
+
+    def _have_done(
+        self, work: Sequence[tuple[RunThread, Callable[[], None]]], own: Callable[[], None] | None = None
+    ) -> None:
+        """Do all of this at the same time, `own` in this thread. A signal's exception comes when all have stopped."""
+        busy: list[RunThread] = []
+        try:
+            for thread, task in work:
+                thread.start(task)
+                busy.append(thread)
+            if own is not None:
+                own()
+            while busy:
+                busy[-1].wait()
+                busy.pop()
+        except BaseException:
+            self.kick()
+            for thread in busy:
+                thread.wait()
+            raise
+        for thread, _ in work:
+            thread.check()
+
+    def _enter_kvm(self, cpu: KvmCpu) -> int:
+        """Run a processor in the thread that it belongs to. Returns 0, or what KVM says (errno)."""
+        thread = cpu.thread
+        if thread is not None and thread.ident != threading.get_ident():
+            self._have_done([(thread, partial(self._note_error, cpu))])
+            return cpu.error
+        cpu.inside = True
+        try:
+            fcntl.ioctl(cpu.fd, abi.RUN, 0)
+        except OSError as error:
+            return error.errno or errno.EIO
+        finally:
+            cpu.inside = False
+        return 0
+
+    def _oust(self, cpu: KvmCpu) -> None:
+        """Have a processor leave the guest, or not enter it."""
+        cpu.run[abi.RUN_IMMEDIATE_EXIT] = 1
+        if cpu.inside:
+            signal.pthread_kill(cpu.thread.ident if cpu.thread is not None else self._machine_thread, _KICK)
+
+    def _take_over(self, cpu: KvmCpu, error: int) -> None:
+        """From KVM's return to the handling of what it was for; nothing of the guest's runs any more after it."""
+        while not self._ended(cpu, error):
+            error = self._enter_kvm(cpu)
+
+    def _ended(self, cpu: KvmCpu, error: int) -> bool:
+        """False if KVM has to go on before the processor's state is the guest's."""
+        if error == errno.EINTR:
+            return self._stopped_in_guest(cpu)
+        if error == errno.EFAULT:
+            self._fail("the guest uses memory that the host does not have")
+            return True
+        if error:
+            raise OSError(error, os.strerror(error))
+        cpu.exits += 1
+        reason = cpu.exit_reason
+        if reason == abi.EXIT_IO:
+            return self._arrived(cpu)
+        if reason == abi.EXIT_MMIO:
+            self._access_device(cpu)
+            return False
+        self._fail(_words_for(reason, cpu))
+        return True
 
     def _stopped_in_guest(self, cpu: KvmCpu) -> bool:
         """After a kick. False where an exception is on its way or is arriving: that comes first."""
@@ -381,13 +494,13 @@ class KvmEngine:
 
     def _int_n(self, cpu: KvmCpu) -> int | None:
         """The vector of an INT n at RIP, which a software KVM does not know; None if there is none."""
-        code = self._fetch(cpu.regs[RIP], 2)
+        code = self._fetch(cpu, cpu.regs[RIP], 2)
         return code[1] if len(code) == 2 and code[0] == _INT_N else None
 
-    def _fetch(self, vaddr: int, size: int) -> bytes:
+    def _fetch(self, cpu: KvmCpu, vaddr: int, size: int) -> bytes:
         found = bytearray()
         for at in range(vaddr, vaddr + size):
-            maddr = translate(self._words, self._root, at)
+            maddr = translate(self._words, cpu.root, at)
             if maddr is None or maddr >= self._ram.size:
                 break
             found.append(self._ram.bytes[maddr])
@@ -410,7 +523,7 @@ class KvmEngine:
     def _reload(self, cpu: KvmCpu, segment: int, selector: int) -> None:
         """The guest has loaded another code or stack segment by itself: find its descriptor."""
         base = cpu.table_base(local=bool(selector & 4))
-        maddr = translate(self._words, self._root, base + (selector & 0xFFF8))
+        maddr = translate(self._words, cpu.root, base + (selector & 0xFFF8))
         descriptor = self._words[maddr >> 3] if selector & 0xFFF8 and maddr is not None else 0
         cpu.load_descriptor(segment, selector, descriptor)
 
@@ -430,7 +543,7 @@ class KvmEngine:
                 break
         else:
             run[data] = b"\xff" * length
-        if self._stopping:
+        if self._stopping or len(self._running) > 1:
             run[abi.RUN_IMMEDIATE_EXIT] = 1
 
     def _fail(self, reason: str) -> None:
@@ -442,10 +555,16 @@ class KvmEngine:
 
     def kick(self) -> None:
         self._stopping = True
-        cpu, thread = self._current, self._thread
-        if cpu is not None and thread:
-            cpu.run[abi.RUN_IMMEDIATE_EXIT] = 1
-            signal.pthread_kill(thread, _KICK)
+        for cpu in list(self._running):
+            self._oust(cpu)
+
+    def comes_first(self, cpu: Cpu) -> bool:
+        if cpu is self._current or cpu not in self._untold:
+            return False
+        if self._current in self._running:
+            self._running.remove(self._current)
+            self._running.append(self._current)
+        return True
 
     # -- the rest of the machine --------------------------------------------------------------------------------------
 

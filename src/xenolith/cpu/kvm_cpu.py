@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, RING0_STACK_SELECTOR
+from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.registers import CR0_TS, CS, DR6_FIXED, DR7_FIXED, ES, FLAGS_FIXED, FS, GS, IF, REGISTER_WORDS, SS
 
 if TYPE_CHECKING:
@@ -78,6 +79,14 @@ class KvmCpu:
         self._task_state = task_state
         self.stack_top = stack_top
         self.fd = fd
+        self.thread: RunThread | None = None
+        """The thread in which it runs; None for the machine's own."""
+        self.inside = False
+        """Whether that thread is in KVM_RUN, or is just entering or leaving it."""
+        self.error = 0
+        """What the last KVM_RUN came to (errno), if it was one beside others."""
+        self.root = 0
+        self.flush = False
         self.run = mmap.mmap(fd, run_size)
         weakref.finalize(self, os.close, fd)
         self.words = memoryview(self.run).cast("Q")
@@ -90,6 +99,7 @@ class KvmCpu:
     def reset(self) -> None:
         """The state that every new processor starts from: long mode, CPL 3, flat segments, clear registers."""
         self._registers[:] = bytes(len(self._registers))
+        self.exits = 0
         self.flags = FLAGS_FIXED | IF
         sregs = self.run
         sregs[abi.RUN_SREGS : abi.RUN_SREGS + abi.SREGS_BYTES] = self._sregs
@@ -194,6 +204,13 @@ class KvmCpu:
         state = abi.answer(self.fd, abi.GET_DEBUGREGS, abi.DEBUGREGS_BYTES)
         memoryview(state).cast("Q")[_DEBUG_WORD[number]] = value
         abi.request(self.fd, abi.SET_DEBUGREGS, bytes(state))
+
+    def own_thread(self) -> RunThread:
+        """A thread that runs it from now on."""
+        if self.thread is None:
+            self.thread = RunThread()
+            weakref.finalize(self, self.thread.close)
+        return self.thread
 
     # -- in and out of the guest --------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from xenolith.cpu.kvm_entry import USER_DATA_SELECTOR
 from xenolith.cpu.registers import DR7_FIXED, RAX, RDX, RIP, RSI, RSP
 
 if TYPE_CHECKING:
+    from xenolith.cpu.engine import Cpu
     from xenolith.cpu.kvm import KvmEngine
     from xenolith.machine.ram import Ram
 
@@ -170,6 +171,12 @@ class Proof:
     def _note(self, *what: Any) -> None:
         self._came = what
         self._engine.stop()
+
+    def on_processor(self, cpu: Cpu) -> bool:
+        return True
+
+    def on_all_stopped(self) -> bool:
+        return True
 
     def on_syscall(self) -> None:
         self._note("syscall")

@@ -12,7 +12,7 @@ from xenolith.errors import UserError
 from xenolith.machine.ram import Ram
 
 if TYPE_CHECKING:
-    from xenolith.cpu.engine import Engine
+    from xenolith.cpu.engine import Cpu, Engine
 
 
 class Speed(NamedTuple):
@@ -92,6 +92,12 @@ class Bench:
         return seconds
 
     # -- ExitHandler: only on_syscall is expected --------------------------------------------------------------------
+
+    def on_processor(self, cpu: Cpu) -> bool:
+        return True
+
+    def on_all_stopped(self) -> bool:
+        return True
 
     def on_syscall(self) -> None:
         self._exits_left -= 1

@@ -192,6 +192,7 @@ class UnicornCpu:
     """The state of one virtual processor: the library's own while it runs, else a copy of the same layout."""
 
     __slots__ = ("_engine", "_state", "longs", "regs")
+    exits = 0
 
     def __init__(self, engine: UnicornEngine, template: bytes) -> None:
         self._engine = engine
@@ -301,6 +302,7 @@ class UnicornEngine:
     """One emulated physical processor over `ram`. Raises UserError where the library cannot be used."""
 
     name = "unicorn"
+    processors = 1
     lacks: frozenset[str] = frozenset()
     entry_table = 0
     xcr0_mask = 0
@@ -793,7 +795,13 @@ class UnicornEngine:
             self._failure = error
         self.stop()
 
-    def run(self) -> None:
+    def settle(self) -> None:
+        """There are never others."""
+
+    def comes_first(self, cpu: Cpu) -> bool:
+        return False
+
+    def run(self, *beside: Cpu) -> None:
         """Execute the current processor until `stop` or `kick`. Raises what a handler raised."""
         if self._breakpoints.armed:
             self._breakpoints.resume()

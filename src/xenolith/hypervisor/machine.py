@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from xenolith.abi.errno import ESRCH, XenError
@@ -48,7 +49,7 @@ from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
 from xenolith.hypervisor.xenspace import XenSpace
 
 if TYPE_CHECKING:
-    from xenolith.cpu.engine import Engine
+    from xenolith.cpu.engine import Cpu, Engine
     from xenolith.machine.clock import Clock
     from xenolith.machine.pc import Pc
     from xenolith.machine.ram import Ram
@@ -58,6 +59,8 @@ _DEVICE_SPACE_END: Final = 1 << 40
 _KEPT_FRAMES: Final = (0xFEC00, 0xFEE00)
 """I/O APIC and local APIC: the hypervisor's own, which a domain reaches by physdev_op and events."""
 _UNIMPLEMENTED_NOTED: Final = 256
+_ROUNDS_TOGETHER: Final = 16
+"""How often vCPUs that run at the same time may be stopped before the scheduler decides anew."""
 _MAX_PFN_OFFSET: Final[int] = SharedInfo.arch.offset
 Subscriber = Callable[[str, dict[str, Any]], None]
 
@@ -96,6 +99,9 @@ class Hypervisor:
         self.domains: dict[int, Domain] = {}
         self.power_action: str | None = None
         self.state = MachineState()
+        self.running: list[Vcpu] = []
+        """The vCPUs of this turn."""
+        self._rounds_left = 0
         self.in_multicall = False
         self.hypercall_counts = self.state.hypercall_counts
         self.unimplemented: Counter[tuple[int, int]] = Counter()
@@ -218,14 +224,14 @@ class Hypervisor:
                 self.timekeeping.update_wall_clock(domain)
 
     def timers_changed(self) -> None:
-        """A timer of the running vCPU was set: the engine must be stopped in time for it."""
-        if self.traps.current is not None:
-            self.host.arm(self._deadline(self.traps.current))
+        """A timer of a running vCPU was set: the engine must be stopped in time for it."""
+        if self.running:
+            self.host.arm(self._deadline())
 
     def run_at_most(self, duration_ns: int) -> None:
-        """The running vCPU is stopped when it has run so long from now, if it was not to be earlier."""
+        """The running vCPUs are stopped when they have run so long from now, if it was not to be earlier."""
         limit = self.now_ns() + duration_ns
-        deadline = self._deadline(self.traps.current)
+        deadline = self._deadline()
         self.host.arm(limit if deadline is None else min(limit, deadline))
 
     # -- telling ------------------------------------------------------------------------------------------------------
@@ -272,7 +278,8 @@ class Hypervisor:
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def load_root(self, maddr: int) -> None:
-        self.frames.flushed()
+        if len(self.running) == 1:  # else there are others that keep their old translations
+            self.frames.flushed()
         self.engine.load_root(maddr)
 
     def flush_all(self) -> None:
@@ -455,7 +462,7 @@ class Hypervisor:
         if vcpu is None:
             self.host.wait(self._outer_deadline())
         else:
-            self._run_vcpu(vcpu)
+            self._run_vcpus([vcpu, *self.scheduler.beside(vcpu)])
 
     def _bite(self) -> None:
         """Watchdogs whose time is over."""
@@ -473,35 +480,60 @@ class Hypervisor:
         deadlines += [dog for domain in self.domains.values() for dog in domain.watchdogs if dog]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def _deadline(self, vcpu: Vcpu) -> int | None:
-        deadlines = [self._outer_deadline(), self.scheduler.budget_end(vcpu)]
-        if self.scheduler.others_wait(vcpu):
+    def _deadline(self) -> int | None:
+        deadlines = [self._outer_deadline(), self.scheduler.budget_end(self.running)]
+        if self.scheduler.others_wait(self.running):
             deadlines.append(self.now_ns() + SLICE_NS)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def _run_vcpu(self, vcpu: Vcpu) -> None:
+    def _run_vcpus(self, vcpus: list[Vcpu]) -> None:
+        """Let these run at the same time, each on its processor."""
         started = self.now_ns()
+        self.running = vcpus
+        for vcpu in vcpus:
+            self._enter(vcpu)
+        self.host.arm(self._deadline())
+        for vcpu in vcpus:
+            self._make_current(vcpu)
+            self.traps.resume(vcpu)
+        self._rounds_left = _ROUNDS_TOGETHER
+        if self.go_on_together():
+            self._make_current(vcpus[0])
+            self._run_engine([vcpu.cpu for vcpu in vcpus[1:]])
+        for vcpu in vcpus:
+            self.scheduler.account(vcpu, self.now_ns() - started)
+            self.timekeeping.settle(vcpu)
+        self.running = []
+
+    def _make_current(self, vcpu: Vcpu) -> None:
         self.traps.current = vcpu
         self.engine.switch_to(vcpu.cpu)
+
+    def _enter(self, vcpu: Vcpu) -> None:
+        self._make_current(vcpu)
         self.load_root(vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root)
         self.timekeeping.update_vcpu_time(vcpu)
         self.scheduler.enter(vcpu)
         self.timekeeping.publish_runstate(vcpu)
-        self.host.arm(self._deadline(vcpu))
-        self.traps.resume(vcpu)
-        if not self.reschedule and vcpu.runnable:
-            self._run_engine(vcpu)
-        self.scheduler.account(vcpu, self.now_ns() - started)
-        self.timekeeping.settle(vcpu)
 
-    def _run_engine(self, vcpu: Vcpu) -> None:
+    def go_on_together(self) -> bool:
+        """Whether the vCPUs of this turn may go on when all have stopped; not too often, without a look at others."""
+        self._rounds_left -= 1
+        return not self.reschedule and self._rounds_left >= 0 and all(vcpu.runnable for vcpu in self.running)
+
+    def _run_engine(self, beside: list[Cpu]) -> None:
         """Let guest code run. A mistake of ours that it brings out ends its domain, and nobody else's."""
-        try:
-            self.engine.run()
-        except Exception:
-            vcpu.domain.bug = traceback.format_exc()
-            self.publish("bug", domid=vcpu.domain.domid, traceback=vcpu.domain.bug)
-            self.crash(vcpu, "a bug of Xenolith")
+        run: Callable[[], None] = partial(self.engine.run, *beside)
+        while True:
+            try:
+                run()
+                return
+            except Exception:
+                vcpu = self.traps.current
+                vcpu.domain.bug = traceback.format_exc()
+                self.publish("bug", domid=vcpu.domain.domid, traceback=vcpu.domain.bug)
+                self.crash(vcpu, "a bug of Xenolith")
+                run = self.engine.settle
 
 
 __all__ = ["CrashReport", "Host", "Hypervisor"]

@@ -1,7 +1,12 @@
-"""Which vCPU runs next: fairly by weight, by the processor time that each has had."""
+"""Which vCPUs run next: fairly by weight, by the processor time that each has had.
+
+Where there are several processors, vCPUs run at the same time only if they are *calm*. Each exit stops the others,
+which takes longer than an exit alone; so vCPUs with many exits get on faster when they take turns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
@@ -18,6 +23,11 @@ and the engine what it knows of addresses. One that wakes does not wait for its 
 _SLEEPER_BONUS_NS: Final = 1_000_000
 """How far behind the others a vCPU that wakes may at most be."""
 _DEFAULT_WEIGHT: Final = 256
+_CALM_NS: Final = 500_000
+"""A calm vCPU runs so long from one exit to the next, on average over the last while. To stop another one costs 0.1 ms
+on the slowest KVM that was measured, so that even there two calm vCPUs gain by running at once."""
+_WHILE_NS: Final = 20_000_000
+_SHORTEST_WHILE_NS: Final = 2_000_000
 PERIOD_NS: Final = 10_000_000
 """How long a domain with a cap may at most have to wait for its next share, as with credit2."""
 
@@ -43,9 +53,17 @@ class Scheduler:
             self._floor_ns = max(self._floor_ns, best.vruntime_ns)
         return best
 
-    def others_wait(self, vcpu: Vcpu) -> bool:
-        """Whether anybody else could run now."""
-        return any(_wants(other) for other in self._hv.all_vcpus() if other is not vcpu)
+    def beside(self, first: Vcpu) -> list[Vcpu]:
+        """Who runs at the same time as `first`, on the other processors."""
+        room = self._hv.engine.processors - 1
+        if not room or not _is_calm(first):
+            return []
+        others = [vcpu for vcpu in self._hv.all_vcpus() if vcpu is not first and _is_calm(vcpu) and _wants(vcpu)]
+        return sorted(others, key=lambda vcpu: vcpu.vruntime_ns)[:room]
+
+    def others_wait(self, running: Sequence[Vcpu]) -> bool:
+        """Whether anybody could run who does not."""
+        return any(_wants(other) for other in self._hv.all_vcpus() if other not in running)
 
     def woken(self, vcpu: Vcpu) -> None:
         """A vCPU that waited does not run for all the time that it missed, and goes before one that did not wait."""
@@ -59,9 +77,17 @@ class Scheduler:
             self._hv.reschedule = True
 
     def account(self, vcpu: Vcpu, ran_ns: int) -> None:
+        """A vCPU has run so long."""
         vcpu.vruntime_ns += ran_ns * _DEFAULT_WEIGHT // vcpu.domain.weight
         vcpu.domain.budget_ns -= ran_ns if vcpu.domain.cap else 0
         self.busy_ns += ran_ns
+        exits = vcpu.cpu.exits
+        vcpu.recent_ns += ran_ns
+        vcpu.recent_exits += exits - vcpu.exits_seen
+        vcpu.exits_seen = exits
+        while vcpu.recent_ns > _WHILE_NS:
+            vcpu.recent_ns //= 2
+            vcpu.recent_exits //= 2
 
     # -- caps ---------------------------------------------------------------------------------------------------------
 
@@ -86,9 +112,11 @@ class Scheduler:
         spent = any(domain.budget_ns <= 0 and not domain.is_dying for domain in self._capped)
         return self._period_end_ns if spent else None
 
-    def budget_end(self, vcpu: Vcpu) -> int | None:
-        """The system time at which a vCPU that runs from now on has used up its domain's time; None for never."""
-        return self._hv.now_ns() + vcpu.domain.budget_ns if vcpu.domain.cap else None
+    def budget_end(self, running: Sequence[Vcpu]) -> int | None:
+        """The system time at which the first domain of vCPUs that run from now on has used up its time; None: never."""
+        domains = [vcpu.domain for vcpu in running if vcpu.domain.cap]
+        left = min((domain.budget_ns // domains.count(domain) for domain in domains), default=None)
+        return None if left is None else self._hv.now_ns() + left
 
     def enter(self, vcpu: Vcpu) -> None:
         self._hv.timekeeping.set_runstate(vcpu, RUNSTATE_running)
@@ -97,6 +125,11 @@ class Scheduler:
 def _wants(vcpu: Vcpu) -> bool:
     """Whether a vCPU can run and its domain has not used up its time."""
     return vcpu.runnable and (not vcpu.domain.cap or vcpu.domain.budget_ns > 0)
+
+
+def _is_calm(vcpu: Vcpu) -> bool:
+    """Whether a vCPU has run for a while with few exits."""
+    return vcpu.recent_ns >= max(_SHORTEST_WHILE_NS, vcpu.recent_exits * _CALM_NS)
 
 
 def _budget(domain: Domain) -> int:

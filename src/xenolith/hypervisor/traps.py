@@ -61,6 +61,7 @@ from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, Handler
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
 
 if TYPE_CHECKING:
+    from xenolith.cpu.engine import Cpu
     from xenolith.hypervisor.machine import Hypervisor
 
 DIVIDE: Final = 0
@@ -96,7 +97,7 @@ any progress between the handlers they never do (they hang so on other hyperviso
 
 
 class Traps:
-    """The hypervisor's side of every exit; one for the machine. `current` is the vCPU that runs.
+    """The hypervisor's side of every exit; one for the machine. `current` is the vCPU whose exit it is.
 
     Where the native helper runs (exits.c), it does the same in the simple cases, and only the others come here.
     """
@@ -120,6 +121,14 @@ class Traps:
         self._hv.state.current = ctypes.addressof(vcpu)
 
     # -- the engine's calls -------------------------------------------------------------------------------------------
+
+    def on_processor(self, cpu: Cpu) -> bool:
+        """What a handler did a moment ago for another vCPU may have been the end of this one's domain."""
+        self.current = next(vcpu for vcpu in self._hv.running if vcpu.cpu is cpu)
+        return not self.current.domain.is_dying
+
+    def on_all_stopped(self) -> bool:
+        return self._hv.go_on_together()
 
     def on_syscall(self) -> None:
         vcpu = self._current

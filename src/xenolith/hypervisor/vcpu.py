@@ -88,6 +88,11 @@ class Vcpu(VcpuState):
     singleshot_ns: int = 0
     timer_op_ns: int = 0
     vruntime_ns: int = 0
+    exits_seen: int = 0
+    """How many exits of its processor are accounted for."""
+    recent_ns: int = 0
+    recent_exits: int = 0
+    """How long it has run lately, and how often it has left the guest in that time."""
 
     def __post_init__(self) -> None:
         self.kernel_mode = True

@@ -19,6 +19,30 @@
         routine spin
         incq    (%rdi)
         jmp     spin
+        routine count_by_two                    # what stands there is never a present entry
+        addq    $2, (%rdi)
+        jmp     count_by_two
+        routine take_turns                      # with another vCPU, which waits for the other parity
+1:      mov     (%rdi), %rax
+        and     $1, %eax
+        cmp     %rsi, %rax
+        jne     1b
+        incq    (%rdi)
+        jmp     1b
+        routine scribble                        # two values by turns
+1:      mov     %rsi, (%rdi)
+        mov     %rdx, (%rdi)
+        jmp     1b
+        routine call_later                      # after so many rounds: hypercall rsi(rdx, rcx, r8, r9)
+        dec     %rdi
+        jnz     call_later
+        mov     %rsi, %rax
+        mov     %rdx, %rdi
+        mov     %rcx, %rsi
+        mov     %r8, %rdx
+        mov     %r9, %r10
+        syscall
+        ret
         routine jump
         jmp     *%rdi
 

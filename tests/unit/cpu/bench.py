@@ -106,6 +106,13 @@ class Bench:
 
     # -- ExitHandler ----------------------------------------------------------------------------------------------
 
+    def on_processor(self, cpu: Any) -> bool:
+        self.current = cpu
+        return True
+
+    def on_all_stopped(self) -> bool:
+        return True
+
     def on_syscall(self) -> None:
         self._exit("syscall")
 

@@ -9,6 +9,8 @@ from xenolith.hypervisor.descriptors import XEN_CS64
 class FakeCpu:
     """The part of the Cpu protocol that the hypervisor's own code uses."""
 
+    exits = 0
+
     def __init__(self) -> None:
         self.regs = memoryview(bytearray(REGISTER_WORDS * 8)).cast("Q")
         self.flags = 0x202

@@ -42,6 +42,7 @@ class Engine:
     """Remembers what it was asked for in `calls`; `program`, if any, is what the processor does when it runs."""
 
     name = "unicorn"
+    processors = 1
     lacks: frozenset[str] = frozenset()
     entry_table = 0
     xcr0_mask = 0
@@ -53,6 +54,7 @@ class Engine:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.program: Callable[[], None] = lambda: None
+        self.untold: list[Cpu] = []
 
     def create_cpu(self) -> Cpu:
         return Cpu()
@@ -78,9 +80,19 @@ class Engine:
     def attach(self, handler: Any, shortcuts: Any = None) -> None:
         self.handler = handler
 
-    def run(self) -> None:
-        self.calls.append(("run",))
+    def run(self, *beside: Cpu) -> None:
+        self.calls.append(("run", *beside))
         self.program()
+
+    def settle(self) -> None:
+        self.calls.append(("settle",))
+
+    def comes_first(self, cpu: Cpu) -> bool:
+        self.calls.append(("comes first", cpu))
+        if cpu not in self.untold:
+            return False
+        self.untold.remove(cpu)
+        return True
 
     def stop(self) -> None:
         self.calls.append(("stop",))
@@ -197,7 +209,7 @@ class Guest:
         hv.table(self.l1, {1 + pages + index: mfn << 12 | P | A | NX for index, mfn in enumerate(self.tables)})
         self.vcpu = self.domain.vcpus[0]
         hv.start_domain(self.domain, KERNEL_BASE + CODE, self.va(1) + 4096, 0, self.l4)
-        hv.traps.current = self.vcpu
+        hv.traps.current, hv.running = self.vcpu, [self.vcpu]
 
     @property
     def cpu(self) -> Cpu:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.hypervisor.support import Bench, Guest
-from xenolith.hypervisor.scheduler import SLICE_NS
+from xenolith.hypervisor.scheduler import PERIOD_NS, SLICE_NS
 from xenolith.hypervisor.vcpu import Vcpu
 
 MS = 1_000_000
@@ -35,7 +35,7 @@ def test_nobody_runs_where_nobody_can(hv: Bench) -> None:
     assert hv.scheduler.pick() is None
     guest = hv.guest(vcpus=2)
     assert hv.scheduler.pick() is guest.vcpu
-    assert not hv.scheduler.others_wait(guest.vcpu), "the second is not started"
+    assert not hv.scheduler.others_wait([guest.vcpu]), "the second is not started"
     for attribute in ("down", "blocked"):
         setattr(guest.vcpu, attribute, True)
         assert hv.scheduler.pick() is None
@@ -101,6 +101,48 @@ def test_who_yields_goes_after_all_others_that_want_to_run(hv: Bench) -> None:
     assert hv.scheduler.pick() is second.vcpu
     hv.scheduler.account(second.vcpu, MS)
     assert hv.scheduler.pick() is first.vcpu
+
+
+# -- at the same time --------------------------------------------------------------------------------------------------
+
+
+def ran(hv: Bench, guest: Guest, ms: int, exits: int) -> None:
+    guest.cpu.exits += exits
+    hv.scheduler.account(guest.vcpu, ms * MS)
+
+
+def test_calm_ones_run_beside_each_other_as_far_as_there_are_processors(hv: Bench) -> None:
+    guests = [hv.guest() for _ in range(4)]
+    for number, guest in enumerate(guests):
+        assert hv.scheduler.beside(guest.vcpu) == [], "nobody has shown yet that it is calm"
+        ran(hv, guest, 10 + number, 1)
+    assert hv.scheduler.beside(guests[0].vcpu) == [], "there is one processor"
+    hv.engine.processors = 3
+    assert hv.scheduler.beside(guests[0].vcpu) == [guests[1].vcpu, guests[2].vcpu]
+    assert hv.scheduler.beside(guests[3].vcpu) == [guests[0].vcpu, guests[1].vcpu]
+    guests[1].vcpu.blocked = True
+    assert hv.scheduler.beside(guests[0].vcpu) == [guests[2].vcpu, guests[3].vcpu]
+
+
+def test_who_has_many_exits_takes_turns_until_it_has_few(hv: Bench) -> None:
+    hv.engine.processors = 2
+    calm, restless = hv.guest(), hv.guest()
+    ran(hv, calm, 10, 5)
+    ran(hv, restless, 10, 100)
+    assert hv.scheduler.beside(calm.vcpu) == hv.scheduler.beside(restless.vcpu) == []
+    for _ in range(10):
+        ran(hv, restless, 10, 5)
+    assert hv.scheduler.beside(calm.vcpu) == [restless.vcpu]
+    assert hv.scheduler.beside(restless.vcpu) == [calm.vcpu]
+    ran(hv, restless, 1, 100)
+    assert hv.scheduler.beside(calm.vcpu) == []
+
+
+def test_a_cap_is_for_all_vcpus_of_a_domain_together(hv: Bench) -> None:
+    guest, other = hv.guest(vcpus=2), hv.guest()
+    hv.scheduler.set_cap(guest.domain, 100)
+    assert hv.scheduler.budget_end([other.vcpu]) is None
+    assert hv.scheduler.budget_end([other.vcpu, *guest.domain.vcpus]) == hv.clock.ns + PERIOD_NS // 2
 
 
 # -- the machine's turns -----------------------------------------------------------------------------------------------
@@ -176,3 +218,93 @@ def test_the_machine_runs_until_its_power_goes(hv: Bench) -> None:
     hv.engine.program = work
     hv.run(lambda: False)
     assert (turns, hv.power_action) == (3, "off")
+
+
+@pytest.fixture
+def both(hv: Bench) -> list[Guest]:
+    """Two calm guests on two processors."""
+    hv.engine.processors = 2
+    guests = [hv.guest(), hv.guest()]
+    for guest in guests:
+        guest.vcpu.periodic_ns = 0
+        ran(hv, guest, 10, 0)
+    hv.engine.calls.clear()
+    return guests
+
+
+def test_two_run_in_one_turn(hv: Bench, both: list[Guest]) -> None:
+    def work() -> None:
+        assert hv.running == [guest.vcpu for guest in both]
+        assert hv.traps.current is both[0].vcpu
+        hv.clock.ns += 3 * MS
+
+    before = [guest.vcpu.vruntime_ns for guest in both]
+    hv.engine.program = work
+    hv.step()
+    assert ("run", both[1].cpu) in hv.engine.calls
+    assert [call[1] for call in hv.engine.calls if call[0] == "root"] == [guest.vcpu.kernel_root for guest in both]
+    assert [guest.vcpu.vruntime_ns - old for guest, old in zip(both, before, strict=True)] == [3 * MS] * 2
+    assert hv.host.armed[-1] is None, "nobody waits"
+
+
+def test_old_translations_of_one_are_not_forgotten_with_those_of_another(hv: Bench, both: list[Guest]) -> None:
+    epochs: list[int] = []
+
+    def work() -> None:
+        epochs.append(hv.frames.epoch)
+        hv.load_root(both[0].vcpu.kernel_root)
+        epochs.append(hv.frames.epoch)
+        hv.flush_all()
+        epochs.append(hv.frames.epoch)
+
+    hv.engine.program = work
+    hv.step()
+    assert epochs[0] == epochs[1] < epochs[2]
+
+
+def test_they_do_not_go_on_together_when_one_cannot(hv: Bench, both: list[Guest]) -> None:
+    found: list[bool] = []
+
+    def work() -> None:
+        found.append(hv.traps.on_all_stopped())
+        both[1].domain.pause_count = 1
+        found.append(hv.traps.on_all_stopped())
+        both[1].domain.pause_count = 0
+        hv.reschedule = True
+        found.append(hv.traps.on_all_stopped())
+
+    hv.engine.program = work
+    hv.step()
+    assert found == [True, False, False]
+
+
+def test_they_are_looked_at_anew_after_a_few_exits(hv: Bench, both: list[Guest]) -> None:
+    rounds: list[bool] = []
+    hv.engine.program = lambda: rounds.extend(hv.traps.on_all_stopped() for _ in range(100))
+    hv.step()
+    assert 5 < rounds.count(True) < 50
+    assert rounds == sorted(rounds, reverse=True)
+
+
+def test_an_exit_is_nobodys_when_its_domain_is_dying(hv: Bench, both: list[Guest]) -> None:
+    def work() -> None:
+        assert hv.traps.on_processor(both[1].cpu)
+        assert hv.traps.current is both[1].vcpu
+        both[0].domain.is_dying = True
+        assert not hv.traps.on_processor(both[0].cpu)
+
+    hv.engine.program = work
+    hv.step()
+    assert both[0].domain.bug == both[1].domain.bug == ""
+
+
+def test_a_mistake_for_one_of_two_ends_its_domain_after_the_other_was_dealt_with(hv: Bench, both: list[Guest]) -> None:
+    def work() -> None:
+        hv.traps.on_processor(both[1].cpu)
+        raise ZeroDivisionError
+
+    hv.engine.program = work
+    hv.step()
+    assert "ZeroDivisionError" in both[1].domain.bug
+    assert both[0].domain.shutdown_code is None
+    assert hv.engine.count("settle") == 1

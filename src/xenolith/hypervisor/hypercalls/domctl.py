@@ -24,7 +24,7 @@ from xenolith.abi.errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenErr
 from xenolith.abi.hypercalls import BY_NUMBER, HYPERVISOR_domctl
 from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_IO
 from xenolith.hypervisor.domain import Capability, Domain
-from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, Reported, hypercall
+from xenolith.hypervisor.hypercalls.table import OPERATIONS, BoundOperation, Continuation, Reported, hypercall
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -56,6 +56,8 @@ def domctl(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
         if bound is None:
             hv.count_unimplemented(HYPERVISOR_domctl, op.cmd)
             raise XenError(ENOSYS if op.cmd in _DECLARED else EOPNOTSUPP, f"domctl {op.cmd}")
+        if any(hv.engine.comes_first(vcpu.cpu) for vcpu in domain.vcpus):
+            raise Continuation  # until what they have done at the same time is dealt with
         try:
             _run(hv, caller, bound, domain, data)
         except Reported:

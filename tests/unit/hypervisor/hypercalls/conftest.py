@@ -21,6 +21,10 @@ from xenolith.machine.pc import Pc
 class Processor:
     name = "unicorn"
     xcr0_mask = 0
+    processors = 1
+
+    def comes_first(self, cpu: object) -> bool:
+        return False
 
     def host_cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         return (0, 0, 0, 0)
@@ -32,6 +36,7 @@ class Machine(StandIn):
     def __init__(self) -> None:
         super().__init__()
         load_all()
+        self.engine = Processor()
         clock = SimpleNamespace(virtual=True, now_ns=lambda: 1_000_000, wall_ns=lambda: 1_704_067_200_000_000_000)
         self.pc = Pc(64 << 20, clock, 1, lambda data: None, lambda: None, lambda: None)
         self.pirqs = Pirqs(self)  # type: ignore[arg-type]
@@ -55,7 +60,7 @@ class Machine(StandIn):
         self.powered.append(action)
 
     def cpuid_for(self, domain: Domain) -> CpuidPolicy:
-        return CpuidPolicy(Processor(), domain)  # type: ignore[arg-type]
+        return CpuidPolicy(self.engine, domain)  # type: ignore[arg-type]
 
     # -- what only tests use ------------------------------------------------------------------------------------------
 

@@ -180,7 +180,7 @@ def test_a_capped_domain_waits_for_its_next_share(hv: Bench, builder: Guest, mad
     hv.scheduler.replenish()
     builder.vcpu.down = True
     assert hv.scheduler.pick() is made.vcpu
-    assert hv.scheduler.budget_end(made.vcpu) == hv.clock.ns + PERIOD_NS // 4
+    assert hv.scheduler.budget_end([made.vcpu]) == hv.clock.ns + PERIOD_NS // 4
     hv.scheduler.account(made.vcpu, PERIOD_NS // 4)
     assert hv.scheduler.pick() is None
     assert hv.scheduler.next_replenishment() == hv.clock.ns + PERIOD_NS
@@ -190,6 +190,14 @@ def test_a_capped_domain_waits_for_its_next_share(hv: Bench, builder: Guest, mad
     assert schedule(builder, made, abi.XEN_DOMCTL_SCHEDOP_putinfo)[0] == 0
     hv.scheduler.account(made.vcpu, 10 * PERIOD_NS)
     assert hv.scheduler.pick() is made.vcpu
+
+
+def test_what_a_vcpu_has_done_at_the_same_time_is_dealt_with_first(hv: Bench, builder: Guest, made: Guest) -> None:
+    hv.engine.untold = [made.cpu] * 3
+    hv.engine.calls.clear()
+    assert run(builder, abi.XEN_DOMCTL_pausedomain, made.domain.domid)[0] == 0
+    assert hv.engine.calls.count(("comes first", made.cpu)) == 4, "the caller repeats what it asked"
+    assert made.domain.controller_pause_count == 1
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------
