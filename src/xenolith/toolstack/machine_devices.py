@@ -37,7 +37,13 @@ def _virtio_blk() -> DiskModel:
     return VirtioBlk
 
 
-DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {"nvme": _nvme, "virtio-blk": _virtio_blk}
+def _ahci() -> DiskModel:
+    from xenolith.machine.devices.ahci import Ahci
+
+    return Ahci
+
+
+DISK_MODELS: Final[dict[str, Callable[[], DiskModel]]] = {"nvme": _nvme, "ahci": _ahci, "virtio-blk": _virtio_blk}
 """Models of disks by name; each is imported when a machine has one."""
 MODELS: Final = (*DISK_MODELS, *CARD_MODELS)
 

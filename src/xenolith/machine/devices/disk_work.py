@@ -19,9 +19,10 @@ from xenolith.machine.pci import DmaFault
 IN_FLIGHT_BYTES: Final = 16 << 20
 """How much may be copied for accesses that run; one that is longer runs alone."""
 _TURN_BYTES: Final = 4 << 20
-"""How much is read at once before others get their turn."""
+"""How much is done at once before others get their turn."""
 _JOB_BYTES: Final = 16 << 10
-"""What an access costs beside its bytes, in bytes."""
+_SEGMENT_BYTES: Final = 1 << 10
+"""What an access, and each piece of memory in it, costs beside its bytes, in bytes."""
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
 Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
@@ -67,6 +68,8 @@ class _Job:
 
     changes = True
     length = 0
+    cost = _JOB_BYTES
+    """Of what is done in the machine's thread."""
 
     def __init__(self, done: Done) -> None:
         self.done = done
@@ -89,6 +92,7 @@ class _Read(_Job):
         self._image, self._memory = image, memory
         self._offset, self._segments = offset, segments
         self.length = sum(length for _, length in segments)
+        self.cost = _JOB_BYTES + len(segments) * _SEGMENT_BYTES
 
     def begin(self) -> bool:
         views = [self._memory(maddr, length, True) for maddr, length in self._segments]
@@ -116,6 +120,7 @@ class _Write(_Job):
         self._image, self._memory = image, memory
         self._offset, self._segments, self._safe = offset, segments, safe
         self.length = sum(length for _, length in segments)
+        self.cost = _JOB_BYTES + len(segments) * _SEGMENT_BYTES
 
     def begin(self) -> bool:
         self._data = b"".join([self._memory(maddr, length, False) for maddr, length in self._segments])
@@ -138,6 +143,20 @@ class _Zero(_Job):
                 self._image.writev(offset + at, [_ZEROS[: length - at]])
         if self._safe:
             self._image.flush()
+
+
+class _Verify(_Job):
+    changes = False
+
+    def __init__(self, image: Image, extent: Extent, done: Done) -> None:
+        super().__init__(done)
+        self._image, self._extent = image, extent
+
+    def work(self) -> None:
+        offset, length = self._extent
+        data = memoryview(bytearray(min(length, len(_ZEROS))))
+        for at in range(0, length, len(data)):
+            self._image.readv(offset + at, [data[: length - at]])
 
 
 class _Discard(_Job):
@@ -193,6 +212,10 @@ class DiskWork:
         """Write zeros."""
         self._add(_Zero(self._image, extents, safe, done))
 
+    def verify(self, extent: Extent, done: Done) -> None:
+        """See whether it can be read."""
+        self._add(_Verify(self._image, extent, done))
+
     def discard(self, extents: Sequence[Extent], done: Done) -> None:
         """These parts are wanted no more."""
         self._add(_Discard(self._image, extents, done))
@@ -237,16 +260,16 @@ class DiskWork:
         except DmaFault:
             job.done(Outcome.FAULTED)
             return
+        self._count_turn(job.cost + (job.length if at_once else 0))
         if at_once:
-            self._count_turn(job)
             job.done(Outcome.DONE)
             return
         self._running.append(job)
         self._in_flight += job.length
         self._submit(job.work, lambda _, error: self._finish(job, error))
 
-    def _count_turn(self, job: _Job) -> None:
-        self._turn -= job.length + _JOB_BYTES
+    def _count_turn(self, cost: int) -> None:
+        self._turn -= cost
         if self._turn <= 0:
             self._submit(lambda: None, lambda _, error: self._next_turn())
 
