@@ -65,6 +65,7 @@ def command(
     clock: str | None,
     engine: str | None,
     cpu: str | None,
+    xen_version: str | None,
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -92,6 +93,8 @@ def command(
         config.engine = engine
     if cpu is not None:
         config.cpu = cpu
+    if xen_version is not None:
+        config.xen_version = xen_version
     if name is not None:
         config.name = name
     served = detach or name is not None or config.preset is not None or any(d.services for d in config.domains)

@@ -24,6 +24,7 @@ def command(
     clock: str | None,
     engine: str | None,
     cpu: str | None,
+    xen_version: str | None,
     log: Path | None,
     symbols: Path | None,
     as_json: bool,
@@ -36,4 +37,6 @@ def command(
 
     domain = override(DomainConfig("guest", kernel=kernel), ramdisk, cmdline, memory, vcpus, shell_command)
     config = MachineConfig(clock=clock or "host", engine=engine or "auto", cpu=cpu or "host", domains=[domain])
+    if xen_version is not None:
+        config.xen_version = xen_version
     sys.exit(run_machine(config, timeout, log, symbols, as_json))

@@ -41,6 +41,11 @@ _OPTIONS: Final = (
         type=click.Choice(["host", "x86-64-v4", "x86-64-v3", "x86-64-v2"]),
         help="How much of the processor guests are shown.",
     ),
+    click.option(
+        "--xen-version",
+        type=click.Choice(["4.17", "4.18"]),
+        help="The release of Xen that domains are told, and whose toolstacks are served.",
+    ),
     click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write what happens, one JSON a line."),
     click.option(
         "--symbols", type=click.Path(path_type=Path), metavar="FILE", help="System.map or vmlinux for reports."

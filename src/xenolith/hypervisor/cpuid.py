@@ -18,6 +18,7 @@ from xenolith.abi.x86_64 import (
     XEN_CPUID_SIGNATURE_EDX,
 )
 from xenolith.hypervisor import xstate
+from xenolith.hypervisor.release import DEFAULT_RELEASE, RELEASES, Release
 from xenolith.hypervisor.timekeeping import tsc_scale
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ Leaf = tuple[int, int, int, int]
 """EAX, EBX, ECX, EDX."""
 
 NOTHING: Final[Leaf] = (0, 0, 0, 0)
-
-XEN_MAJOR: Final = 4
-XEN_MINOR: Final = 17
-"""The release of Xen whose ABI this is."""
 
 PHYSICAL_CPUS: Final = 1
 """Processors of the machine: an engine is one."""
@@ -134,9 +131,11 @@ class CpuidPolicy:
         repeatable: bool = False,
         address_bits: int = _MACHINE_ADDRESS_BITS,
         level: str = "host",
+        release: Release = RELEASES[DEFAULT_RELEASE],
     ) -> None:
         self._engine = engine
         self._address_bits = address_bits
+        self._release = release
         self.xcr0_mask = engine.xcr0_mask & LEVELS[level]
         """The parts of extended state that the domain may switch on."""
         self._shown_1_ecx = self._choose(_SHOWN_1_ECX, _XSAVE, _AVX_1_ECX) & ~(_RDRAND if repeatable else 0)
@@ -238,7 +237,7 @@ class CpuidPolicy:
         return (last, XEN_CPUID_SIGNATURE_EBX, XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX)
 
     def _xen_version(self, subleaf: int) -> Leaf:
-        return (XEN_MAJOR << 16 | XEN_MINOR, 0, 0, 0)
+        return (self._release.major << 16 | self._release.minor, 0, 0, 0)
 
     def _xen_hypercall_page(self, subleaf: int) -> Leaf:
         return (1, XEN_CPUID_FIRST_LEAF, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD, 0)

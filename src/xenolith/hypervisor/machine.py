@@ -40,6 +40,7 @@ from xenolith.hypervisor.lifecycle import Lifecycle
 from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.pirqs import Pirqs
 from xenolith.hypervisor.policy import Policy
+from xenolith.hypervisor.release import DEFAULT_RELEASE, RELEASES, Release
 from xenolith.hypervisor.scheduler import SLICE_NS, Scheduler
 from xenolith.hypervisor.shared_state import MachineState
 from xenolith.hypervisor.timekeeping import Timekeeping
@@ -81,14 +82,22 @@ class Host(Protocol):
 class Hypervisor:
     """One machine under Xenolith. `pc` is its hardware below RAM and processor; None for a bare machine.
 
-    `cpu_level` limits what guests see of the processor (a key of `cpuid.LEVELS`).
+    `cpu_level` limits what guests see of the processor (a key of `cpuid.LEVELS`), `release` is what it says it is.
     """
 
     def __init__(
-        self, ram: Ram, engine: Engine, clock: Clock, host: Host, pc: Pc | None = None, cpu_level: str = "host"
+        self,
+        ram: Ram,
+        engine: Engine,
+        clock: Clock,
+        host: Host,
+        pc: Pc | None = None,
+        cpu_level: str = "host",
+        release: Release = RELEASES[DEFAULT_RELEASE],
     ) -> None:
         self.ram = ram
         self.cpu_level = cpu_level
+        self.release = release
         self.engine = engine
         self.clock = clock
         self.host = host
@@ -335,7 +344,12 @@ class Hypervisor:
     def cpuid_for(self, domain: Domain) -> CpuidPolicy:
         if domain.domid not in self._cpuid:
             self._cpuid[domain.domid] = CpuidPolicy(
-                self.engine, domain, self.clock.virtual, (self.frames.total - 1).bit_length() + 12, self.cpu_level
+                self.engine,
+                domain,
+                self.clock.virtual,
+                (self.frames.total - 1).bit_length() + 12,
+                self.cpu_level,
+                self.release,
             )
         return self._cpuid[domain.domid]
 

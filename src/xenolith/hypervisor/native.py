@@ -69,6 +69,7 @@ from xenolith.hypervisor.vcpu import PENDING_SEL, UPCALL_PENDING
 if TYPE_CHECKING:
     from xenolith.hypervisor.domain import Capability, Domain
     from xenolith.hypervisor.machine import Hypervisor
+    from xenolith.hypervisor.release import Release
 
 _PENDING_WORD: Final[int] = SharedInfo.evtchn_pending.offset >> 3  # type: ignore[attr-defined]
 _SCRATCH: Final = 8 * PAGE_SIZE
@@ -156,6 +157,11 @@ class NativeKernel:
         self._scratch_used = 0
         self._grants = self._map_grant_table()
         self._start_afresh()
+
+    @property
+    def release(self) -> Release:
+        """The release of Xen that the hypervisor says it is."""
+        return self._hv.release
 
     @property
     def domid(self) -> int:

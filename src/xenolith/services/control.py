@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from xenolith.abi.domctl import (
     XEN_DOMCTL_DEV_PCI,
-    XEN_DOMCTL_INTERFACE_VERSION,
     XEN_SCHEDULER_CREDIT2,
     XEN_DOMCTL_assign_device,
     XEN_DOMCTL_CDF_iommu,
@@ -60,7 +59,6 @@ from xenolith.abi.memory import (
 )
 from xenolith.abi.mmu import MMUEXT_PIN_L4_TABLE, MmuextOp
 from xenolith.abi.sysctl import (
-    XEN_SYSCTL_INTERFACE_VERSION,
     XEN_SYSCTL_physinfo,
     XenSysctl,
     XenSysctlPhysinfo,
@@ -138,7 +136,7 @@ class Control:
         self._kernel = kernel
 
     def _domctl(self, command: int, domid: int) -> XenDomctl:
-        return XenDomctl(cmd=command, interface_version=XEN_DOMCTL_INTERFACE_VERSION, domain=domid)
+        return XenDomctl(cmd=command, interface_version=self._kernel.release.domctl, domain=domid)
 
     def _do(self, argument: XenDomctl) -> XenDomctl:
         self._kernel.hypercall(HYPERVISOR_domctl, argument)
@@ -209,7 +207,7 @@ class Control:
         return int(self._physical().nr_cpus)
 
     def _physical(self) -> XenSysctlPhysinfo:
-        argument = XenSysctl(cmd=XEN_SYSCTL_physinfo, interface_version=XEN_SYSCTL_INTERFACE_VERSION)
+        argument = XenSysctl(cmd=XEN_SYSCTL_physinfo, interface_version=self._kernel.release.sysctl)
         self._kernel.hypercall(HYPERVISOR_sysctl, argument)
         return argument.u.physinfo
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xenolith.hypervisor.domain import Capability
+from xenolith.hypervisor.release import DEFAULT_RELEASE
 from xenolith.toolstack.guest_config import GuestConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class MachineConfig:
     clock: str = "host"
     engine: str = "auto"
     cpu: str = "host"
+    xen_version: str = DEFAULT_RELEASE
     memory: int | None = None
     spare_memory: int = 0
     serial: Path | None = None

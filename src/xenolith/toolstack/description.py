@@ -9,6 +9,7 @@ from typing import Any, Final
 from xenolith.cpu.choose import ENGINES
 from xenolith.errors import UserError
 from xenolith.hypervisor.cpuid import LEVELS
+from xenolith.hypervisor.release import DEFAULT_RELEASE, RELEASES
 from xenolith.toolstack import values
 from xenolith.toolstack.config import (
     DEFAULT_SERVICE_MEMORY,
@@ -80,6 +81,14 @@ MACHINE_KEYS: Final[dict[str, Key]] = {
         "text",
         '"host"',
         f"How much of the processor guests are shown: {', '.join(LEVELS)}.",
+    ),
+    "xen_version": Key(
+        "xen_version",
+        _one_of(*RELEASES),
+        "text",
+        f'"{DEFAULT_RELEASE}"',
+        f"The release of Xen that it says it is: {', '.join(RELEASES)}; see"
+        " [other releases of Xen](dom0.md#other-releases-of-xen).",
     ),
     "preset": Key(
         "preset", _one_of(*PRESETS), "text", "", "Domains that it has beside those described: see [presets](#presets)."

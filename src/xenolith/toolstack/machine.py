@@ -21,6 +21,7 @@ from xenolith.hypervisor import hardware
 from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.machine import Hypervisor
+from xenolith.hypervisor.release import RELEASES
 from xenolith.loader import pv
 from xenolith.machine.clock import HostClock, VirtualClock
 from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
@@ -105,7 +106,8 @@ class Machine:
         self.pc = self._build_pc(memory) if hardware else None
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
             self._serial.listen(self.host, self.pc.serial.feed)
-        self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc, config.cpu)
+        release = RELEASES[config.xen_version]
+        self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc, config.cpu, release)
         self.hv.console_sink = self._hypervisor_console
         self.hv.console_source = self._take_typed
         self.terminals = Terminals(directory)

@@ -118,7 +118,7 @@ class Verbs:
             "total_memory_mib": sum(length for _, length, kind in self._hv.machine_map if kind == 1) // _MIB,
             "free_memory_mib": frames.free_frames * 4096 // _MIB,
             "domains": len(self._hv.domains),
-            "xen_version": "4.17",
+            "xen_version": f"{self._hv.release.major}.{self._hv.release.minor}",
             "xen_scheduler": "credit2",
             "engine": self._machine.engine.name,
             "clock": "virtual" if self._machine.clock.virtual else "host",

@@ -13,6 +13,7 @@ from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.frames import TYPE_L4
 from xenolith.hypervisor.hypercalls.table import HANDLERS
 from xenolith.hypervisor.machine import Hypervisor
+from xenolith.hypervisor.release import DEFAULT_RELEASE, RELEASES
 from xenolith.hypervisor.vcpu import Vcpu
 from xenolith.machine.ram import Ram
 
@@ -160,8 +161,15 @@ class Bench(Hypervisor):
     clock: Clock
     host: Host
 
-    def __init__(self, frames: int = 512) -> None:
-        super().__init__(Ram(frames << 12), Engine(), Clock(), Host(), None)  # type: ignore[arg-type]
+    def __init__(self, frames: int = 512, release: str = DEFAULT_RELEASE) -> None:
+        super().__init__(
+            Ram(frames << 12),
+            Engine(),  # type: ignore[arg-type]
+            Clock(),  # type: ignore[arg-type]
+            Host(),
+            None,
+            release=RELEASES[release],
+        )
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.subscribers.append(lambda kind, data: self.events.append((kind, data)))
 

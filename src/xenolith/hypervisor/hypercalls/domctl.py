@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.domctl import (
-    XEN_DOMCTL_INTERFACE_VERSION,
     XEN_DOMCTL_assign_device,
     XEN_DOMCTL_createdomain,
     XEN_DOMCTL_deassign_device,
@@ -46,7 +45,7 @@ def domctl(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
     """
     data = bytearray(hv.memory.read(caller, vaddr, XenDomctl.sizeof()))
     op = XenDomctl.from_buffer(data)
-    if op.interface_version != XEN_DOMCTL_INTERFACE_VERSION:
+    if op.interface_version != hv.release.domctl:
         raise XenError(EACCES, f"domctl interface version {op.interface_version:#x}")
     bound = OPERATIONS.get((HYPERVISOR_domctl, op.cmd))
     if bound is not None and op.cmd == XEN_DOMCTL_createdomain:

@@ -15,7 +15,6 @@ from xenolith.abi.errno import EACCES, EINVAL, ENODEV, ENOSYS, EOPNOTSUPP, XenEr
 from xenolith.abi.hypercalls import HYPERVISOR_sysctl
 from xenolith.abi.sysctl import (
     XEN_INVALID_DEV,
-    XEN_SYSCTL_INTERFACE_VERSION,
     XEN_SYSCTL_availheap,
     XEN_SYSCTL_coverage_op,
     XEN_SYSCTL_cputopoinfo,
@@ -86,7 +85,7 @@ def sysctl(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
     """
     data = bytearray(hv.memory.read(caller, vaddr, XenSysctl.sizeof()))
     op = XenSysctl.from_buffer(data)
-    if op.interface_version != XEN_SYSCTL_INTERFACE_VERSION:
+    if op.interface_version != hv.release.sysctl:
         raise XenError(EACCES, f"sysctl interface version {op.interface_version:#x}")
     bound = OPERATIONS.get((HYPERVISOR_sysctl, op.cmd))
     if bound is None:

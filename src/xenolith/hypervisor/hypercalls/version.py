@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenolith import __version__
 from xenolith.abi.errno import EINVAL, ENODATA, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_xen_version
 from xenolith.abi.types import PAGE_SIZE
@@ -38,18 +37,16 @@ from xenolith.abi.version import (
 )
 from xenolith.abi.vm_assist import VMASST_TYPE_pae_extended_cr3
 from xenolith.abi.x86_64 import HYPERVISOR_VIRT_START
-from xenolith.hypervisor.cpuid import XEN_MAJOR, XEN_MINOR
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
+from xenolith.hypervisor.release import CHANGESET, EXTRAVERSION
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.hypervisor.vcpu import Vcpu
 
-EXTRAVERSION: Final = ".0-xenolith"
 CAPABILITIES: Final = "xen-3.0-x86_64 "
 """The guest ABIs on offer: 64-bit PV. Xen ends each with a space."""
-CHANGESET: Final = f"xenolith {__version__}"
 COMPILE_INFO: Final = XenCompileInfo(
     compiler=b"none: this hypervisor is interpreted", compile_by=b"xenolith", compile_domain=b"", compile_date=b""
 )
@@ -77,7 +74,7 @@ def xen_version(hv: Hypervisor, caller: Vcpu, command: int, vaddr: int) -> int:
 @operation(HYPERVISOR_xen_version, XENVER_version, raw=True)
 def version(hv: Hypervisor, caller: Vcpu, vaddr: int) -> int:
     """The release. Linux calls this for no other reason than to be given its pending events."""
-    return XEN_MAJOR << 16 | XEN_MINOR
+    return hv.release.major << 16 | hv.release.minor
 
 
 @operation(HYPERVISOR_xen_version, XENVER_extraversion, raw=True)

@@ -15,6 +15,7 @@ from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.hypercalls import load_all
 from xenolith.hypervisor.hypercalls.table import HANDLERS
 from xenolith.hypervisor.pirqs import Pirqs
+from xenolith.hypervisor.release import DEFAULT_RELEASE, RELEASES
 from xenolith.machine.pc import Pc
 
 
@@ -37,6 +38,7 @@ class Machine(StandIn):
         super().__init__()
         load_all()
         self.engine = Processor()
+        self.release = RELEASES[DEFAULT_RELEASE]
         clock = SimpleNamespace(virtual=True, now_ns=lambda: 1_000_000, wall_ns=lambda: 1_704_067_200_000_000_000)
         self.pc = Pc(64 << 20, clock, 1, lambda data: None, lambda: None, lambda: None)
         self.pirqs = Pirqs(self)  # type: ignore[arg-type]
