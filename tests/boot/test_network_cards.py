@@ -18,9 +18,9 @@ from tests.boot.linux import sections
 
 _LIMIT_S: Final = 120.0
 _DATA: Final = os.urandom(4 << 20)
-_MODULES: Final = {"virtio-net": ("virtio_pci", "virtio_net")}
+_MODULES: Final = {"virtio-net": ("virtio_pci", "virtio_net"), "e1000e": ("e1000e",)}
 _MODELS: Final = tuple(_MODULES)
-_INTERRUPTS: Final = {"virtio-net": r"-msi-x +virtio0-(input|output)"}
+_INTERRUPTS: Final = {"virtio-net": r"-msi-x +virtio0-(input|output)", "e1000e": r"-msi-x +eth0-(rx|tx)"}
 """How /proc/interrupts calls those of a card's queues."""
 _MAC: Final = "00:16:3e:aa:bb:cc"
 
@@ -29,6 +29,20 @@ echo @@ link; cat /sys/class/net/eth0/carrier /sys/class/net/eth0/address
 echo @@ fetched; wget -q -O - http://10.0.2.2:{port}/ | sha256sum
 echo @@ interrupts; grep pirq /proc/interrupts
 echo @@ down; ip link set eth0 down; ip link set eth0 up; udhcpc -i eth0 -q -n > /dev/null 2>&1
+wget -q -O - http://10.0.2.2:{port}/ | sha256sum
+"""
+
+
+_MODES: Final = """\
+module=$(find /lib/modules -name 'e1000e.ko*')
+for mode in 0 1; do
+    rmmod e1000e; insmod $module IntMode=$mode
+    until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done
+    udhcpc -i eth0 -q -n > /dev/null 2>&1
+    wget -q -O - http://10.0.2.2:{port}/ | sha256sum
+    grep eth0 /proc/interrupts
+done
+ip link set eth0 mtu 9000
 wget -q -O - http://10.0.2.2:{port}/ | sha256sum
 """
 
@@ -63,6 +77,23 @@ def test_a_control_domain_reaches_the_host(kernel: Kernel, tmp_path: Path, model
     assert counts
     assert all(counts), found.text("interrupts")
     assert capture.stat().st_size > 2 * len(_DATA)
+
+
+def test_intels_card_interrupts_in_every_way_and_takes_long_packets(kernel: Kernel, tmp_path: Path) -> None:
+    kernel("debian")
+    needs_user_network()
+    with serving(_DATA) as port:
+        ramdisk = _ramdisk(tmp_path / "ramdisk", "e1000e", "--exec", _MODES.format(port=port))
+        ended = run(
+            *("boot", "--kernel", "debian", "--memory", "256MiB", "--ramdisk", ramdisk, "--timeout", str(_LIMIT_S)),
+            *("--device", "e1000e,user,mtu=9000"),
+        )
+    assert ended.status == 0, ended.log
+    assert sections(ended).complaints == [], ended.log
+    assert ended.output.count(hashlib.sha256(_DATA).hexdigest()) == 3, ended.log
+    for kind in ("-ioapic-level", "-msi"):
+        (count,) = re.findall(rf"(\d+) +xen-pirq +{kind} +eth0\n", ended.output)
+        assert int(count) > 10
 
 
 @pytest.mark.parametrize("model", _MODELS)

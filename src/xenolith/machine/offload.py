@@ -67,6 +67,20 @@ def adapt(packet: Packet, offers: Offers) -> Sequence[Packet]:
     return (packet._replace(data=_completed(bytearray(packet.data), found), blank=False),)
 
 
+def unfinished(data: bytes, start: int, at: int) -> Packet | None:
+    """A packet whose sum, from byte `start` to its end, is still to be put at byte `at`; None if it has no such bytes.
+
+    The sum of what is neither TCP nor UDP is completed here: nobody after us would know where it is.
+    """
+    found = transport(data)
+    if found is not None and (found.start, found.checksum) == (start, at):
+        return Packet(data, blank=True, validated=True)
+    if not start <= at <= len(data) - 2:
+        return None
+    value = checksum(data[start:]) or 0xFFFF  # 0 would mean to UDP that there is none
+    return Packet(data[:at] + value.to_bytes(2, "big") + data[at + 2 :], validated=True)
+
+
 def segments(packet: Packet) -> Iterator[Packet]:
     """The TCP packets that a sound one with a `gso_type` stands for, as its sender would have sent them singly."""
     found = transport(packet.data)
@@ -109,19 +123,26 @@ def _adjust_tcp(segment: bytearray, at: int, done: int, last: bool) -> None:
 
 def _completed(data: bytearray, found: Transport) -> bytes:
     """The packet with its TCP or UDP checksum."""
-    at, length = found.checksum, found.end - found.start
+    at = found.checksum
     data[at : at + 2] = b"\0\0"
-    addresses = slice(found.network + 12, found.network + 20) if found.version == 4 else _ipv6_addresses(found)
-    pseudo = data[addresses] + found.protocol.to_bytes(4, "big") + length.to_bytes(4, "big")
-    value = checksum(bytes(pseudo) + data[found.start : found.end])
+    value = checksum(_pseudo_header(data, found) + data[found.start : found.end])
     if not value and found.protocol == IPPROTO_UDP:
         value = 0xFFFF  # 0 would mean that there is none
     data[at : at + 2] = value.to_bytes(2, "big")
     return bytes(data)
 
 
-def _ipv6_addresses(found: Transport) -> slice:
-    return slice(found.network + 8, found.network + 40)
+def set_pseudo_sum(data: bytearray, found: Transport) -> None:
+    """Put the sum of the pseudo-header where the checksum will be, as senders do who leave the rest to others."""
+    value = 0xFFFF - checksum(_pseudo_header(data, found))
+    data[found.checksum : found.checksum + 2] = value.to_bytes(2, "big")
+
+
+def _pseudo_header(data: bytearray, found: Transport) -> bytes:
+    """What TCP and UDP sum up before themselves: addresses, protocol, length (RFC 9293, 3.1; RFC 8200, 8.1)."""
+    start, size = (12, 8) if found.version == 4 else (8, 32)
+    addresses = data[found.network + start : found.network + start + size]
+    return bytes(addresses) + found.protocol.to_bytes(4, "big") + (found.end - found.start).to_bytes(4, "big")
 
 
 def checksum(data: bytes | bytearray) -> int:

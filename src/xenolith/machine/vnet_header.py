@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from xenolith.machine.offload import checksum
+from xenolith.machine.offload import unfinished
 from xenolith.machine.packet import GSO_NONE, GSO_TCPV4, GSO_TCPV6, IPPROTO_TCP, Packet, transport
 
 _HEADER: Final = struct.Struct("<BBHHHH")
@@ -34,24 +34,12 @@ def header_of(packet: Packet) -> bytes:
 
 
 def packet_of(header: bytes, data: bytes) -> Packet | None:
-    """The packet that a header and what follows it stand for, which may not be sound; None for one that cannot be.
-
-    The sum of what is neither TCP nor UDP is completed here: nobody after us knows where it is.
-    """
+    """The packet that a header and what follows it stand for, which may not be sound; None for one that cannot be."""
     flags, kind, _, size, start, offset = _HEADER.unpack(header)
     gso_type = _PACKET_TYPES.get(kind & ~_GSO_ECN)
     if gso_type is None:
         return None
     blank = bool(flags & _NEEDS_CSUM)
     if blank and gso_type == GSO_NONE:
-        found = transport(data)
-        if found is None or (found.start, found.checksum - found.start) != (start, offset):
-            return _completed(data, start, start + offset)
+        return unfinished(data, start, start + offset)
     return Packet(data, blank, blank or bool(flags & _DATA_VALID), gso_type, size)
-
-
-def _completed(data: bytes, start: int, at: int) -> Packet | None:
-    if at + 2 > len(data):
-        return None
-    value = checksum(data[start:]) or 0xFFFF  # 0 would mean to UDP that there is none
-    return Packet(data[:at] + value.to_bytes(2, "big") + data[at + 2 :], validated=True)

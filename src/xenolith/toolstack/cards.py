@@ -36,7 +36,16 @@ def _virtio_net() -> MakeCard:
     return VirtioNet
 
 
-CARD_MODELS: Final[dict[str, CardModel]] = {"virtio-net": CardModel(_virtio_net, USER_MTU)}
+def _e1000e() -> MakeCard:
+    from xenolith.machine.devices.e1000e import E1000e
+
+    return E1000e
+
+
+CARD_MODELS: Final[dict[str, CardModel]] = {
+    "virtio-net": CardModel(_virtio_net, USER_MTU),
+    "e1000e": CardModel(_e1000e, DEFAULT_MTU),
+}
 """Models of network cards by name; each is imported when a machine has one."""
 
 
