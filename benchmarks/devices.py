@@ -17,15 +17,15 @@ _NAMES = {
     "write 4 KiB": "disk, writing 4 KiB at once",
     "fetch": "network, fetching by HTTP",
 }
-_METRICS = {part: Metric(name, "MiB/s", more_is_better=True) for part, name in _NAMES.items()}
-READ_4K = _METRICS["read 4 KiB"]
+METRICS = {part: Metric(name, "MiB/s", more_is_better=True) for part, name in _NAMES.items()}
+READ_4K = METRICS["read 4 KiB"]
 ROUND_TRIP = Metric("network, 100 round trips", "s")
 
 
 def run(runs: int) -> Report:
     """Has a guest measure its devices `runs` times on each side; an adaptive ping, and direct I/O on the disk."""
     question = "How fast are a guest's disk and network?"
-    report = Report("devices", question, (*_METRICS.values(), ROUND_TRIP), ((domu.XENOLITH, domu.PEER),))
+    report = Report("devices", question, (*METRICS.values(), ROUND_TRIP), ((domu.XENOLITH, domu.PEER),))
     alternate(report, (Contender(domu.XENOLITH, _xenolith), Contender(domu.PEER, _xl, is_peer=True)), runs)
     for metric in report.metrics:
         advantage = report.advantage(metric.name, domu.XENOLITH, domu.PEER)
@@ -34,8 +34,8 @@ def run(runs: int) -> Report:
     return report
 
 
-def parse(session: Session) -> Mapping[str, float]:
-    """The figures of a guest that ran guest/measure.sh, timed from outside; raises RunFailed if one is missing."""
+def durations(session: Session) -> dict[str, float]:
+    """The seconds of each thing that a shell script measured, timed from outside; raises RunFailed if one failed."""
     seconds, begun = dict[str, float](), ("", 0.0)
     for line in session.lines:
         words = line.text.strip()
@@ -45,10 +45,16 @@ def parse(session: Session) -> Mapping[str, float]:
             if words != "END 0":
                 raise RunFailed(f"'{begun[0]}' ended with status {words.removeprefix('END ')}")
             seconds[begun[0]] = line.seconds - begun[1]
+    return seconds
+
+
+def parse(session: Session) -> Mapping[str, float]:
+    """The figures of a guest that ran guest/measure.sh; raises RunFailed if one is missing."""
+    seconds = durations(session)
     if missing := {*_AMOUNTS, "round trips"} - seconds.keys():
         session.find(f"BEGIN {min(missing)}")
         raise RunFailed(f"'{min(missing)}' did not end")
-    figures = {metric.name: _AMOUNTS[part] / seconds[part] for part, metric in _METRICS.items()}
+    figures = {metric.name: _AMOUNTS[part] / seconds[part] for part, metric in METRICS.items()}
     return {**figures, ROUND_TRIP.name: seconds["round trips"]}
 
 

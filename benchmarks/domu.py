@@ -16,6 +16,7 @@ PEER = "QEMU + Xen 4.17, xl create"
 XL_CREATE = "XL-CREATE"
 """What the peer's control domain says just before it starts `xl`."""
 MEASURE_DEVICES = "measure=devices"
+MEASURE_TOOLS = "measure=tools"
 MEMORY_MIB = 256
 _SECONDS = 180
 _PEER_SECONDS = 900
@@ -59,6 +60,15 @@ def _linux(name: str, words: str) -> list[str]:
 def running_machine() -> contextlib.AbstractContextManager[Machine]:
     """A machine with room for two such guests."""
     return machine.machine(2 * MEMORY_MIB + 64)
+
+
+def xenolith_xl(words: str) -> Session:
+    """Boots Xenolith with the control domain and the memory that `xl` boots the peer with."""
+    ramdisk, kernel = str(programs.control_ramdisk()), str(files().kernel)
+    parts = ["--preset", "dom0", "--kernel", kernel, "--ramdisk", ramdisk, "--cmdline", f"console=hvc0 {words}"]
+    memory = ["--memory", f"{_PEER_CONTROL_MIB}MiB", "--machine-memory", f"{_PEER_CONTROL_MIB + MEMORY_MIB + 64}MiB"]
+    environment = machine.new().environment
+    return console.run(xenolith_command("boot", *parts, *memory), timeout=_SECONDS, environment=environment)
 
 
 def xl(words: str = "") -> Session:

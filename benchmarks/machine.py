@@ -123,10 +123,15 @@ class Machine:
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def new() -> Machine:
+    """A runtime directory of its own for a machine that is still to be started."""
+    return Machine(Path(mkdtemp(dir=programs.directory())))
+
+
 @contextlib.contextmanager
 def machine(memory_mib: int, *arguments: str) -> Iterator[Machine]:
     """A machine of preset split with `memory_mib` for guests; it is switched off at the end."""
-    started = Machine(Path(mkdtemp(dir=programs.directory())))
+    started = new()
     try:
         started.verb("boot", "--preset", "split", "--detach", "--machine-memory", f"{memory_mib}MiB", *arguments)
         yield started

@@ -19,7 +19,25 @@ ramdisk = "/guest/ramdisk"
 memory = 256
 EOF
 words="console=hvc0 noreplace-smp"
-case " $(cat /proc/cmdline) " in *" measure=devices "*)
+rate() {
+    echo "BEGIN $1"
+    shift
+    "$@"
+    echo "END $?"
+}
+lists() { for _ in 1 2 3 4 5; do xl list > /dev/null; done; }
+writes() {
+    set --
+    for number in $(seq 500); do set -- "$@" "/bench/$number" x; done
+    xenstore-write "$@"
+}
+case " $(cat /proc/cmdline) " in *" measure=tools "*)
+    echo CONTROL-READY
+    rate "five lists" lists
+    rate "500 writes" writes
+    ;;
+esac
+case " $(cat /proc/cmdline) " in *" measure=devices "* | *" measure=tools "*)
     dd if=/dev/zero of=/disk.img bs=1M count=64 2> /dev/null
     losetup /dev/loop0 /disk.img
     words="$words measure=devices ip=10.0.0.2::10.0.0.1:255.255.255.0"
