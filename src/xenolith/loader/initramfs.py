@@ -23,14 +23,20 @@ _TOOLS: Final = "etc/xenolith/tools"
 
 _KERNEL_RUNS: Final = ("poweroff", "reboot", "modprobe")
 """What Linux itself starts, by its full path below /sbin: when it is asked to end, and when it lacks a module."""
-PCI_DRIVERS: Final = ("nvme", "ahci", "sd_mod", "virtio_pci", "virtio_blk", "virtio_net", "e1000e")
-"""Drivers of the devices that a machine can have behind PCI."""
+PCI_DRIVERS: Final = {
+    "nvme": ("nvme",),
+    "ahci": ("ahci", "sd_mod"),
+    "virtio-blk": ("virtio_pci", "virtio_blk"),
+    "virtio-net": ("virtio_pci", "virtio_net"),
+    "e1000e": ("e1000e",),
+}
+"""Drivers of the devices that a machine can have behind PCI, by their models."""
 _DRIVERS: Final = {
     # ext4 asks for crc32c by a name that only an installed system's modules.alias resolves.
     "vbd": ("xen-blkfront", "crc32c_generic", "ext4"),
     "vif": ("xen-netfront",),
     "9pfs": ("9pnet_xen", "9p"),
-    "pci": ("xen-pcifront", *PCI_DRIVERS),
+    "pci": ("xen-pcifront", *(name for drivers in PCI_DRIVERS.values() for name in drivers)),
 }
 _DEVICES: Final = {"vbd": "disks", "vif": "networks", "9pfs": "shared directories", "pci": "PCI devices"}
 
@@ -215,12 +221,16 @@ class Initramfs:
         return self.module_tree.closure(self.modules)
 
 
-def standard_modules(tree: ModuleTree | None, kinds: Iterable[str] = (), *, tools: bool = False) -> tuple[str, ...]:
+def standard_modules(
+    tree: ModuleTree | None, kinds: Iterable[str] = (), models: Iterable[str] = (), *, tools: bool = False
+) -> tuple[str, ...]:
     """The modules that every guest should have, as far as the kernel has them as modules: xenfs, for /proc/xen, the
-    drivers for devices of these `kinds` ("vbd", "vif", "9pfs", "pci"), and what a control domain's `tools` need."""
+    drivers for devices of these `kinds` ("vbd", "vif", "9pfs", "pci") and for devices of the machine of these `models`,
+    and what a control domain's `tools` need."""
     needed = CONTROL_MODULES if tools else ()
-    wanted = ("xenfs", *(name for kind in kinds for name in _DRIVERS[kind]), *needed)
-    return tuple(name for name in wanted if tree is not None and name in tree)
+    drivers = [*(_DRIVERS[kind] for kind in kinds), *(PCI_DRIVERS[model] for model in models)]
+    wanted = ("xenfs", *(name for names in drivers for name in names), *needed)
+    return tuple(dict.fromkeys(name for name in wanted if tree is not None and name in tree))
 
 
 def lacking(tree: ModuleTree | None, kinds: Iterable[str]) -> Iterator[str]:

@@ -48,8 +48,11 @@ class Prepared(NamedTuple):
     """What the guest will lack, as far as that can be known."""
 
 
-def prepare(wanted: Wanted, progress: Progress) -> Prepared:
-    """Find and read what a guest starts with. UserError if it cannot be had or cannot boot."""
+def prepare(wanted: Wanted, progress: Progress, models: Sequence[str] = ()) -> Prepared:
+    """Find and read what a guest starts with that has devices of the machine of these `models`.
+
+    UserError if it cannot be had or cannot boot.
+    """
     kernel = kernels.find(wanted.kernel, progress)
     image = KernelImage.read(kernel.path)
     if not image.verdict.bootable:
@@ -63,7 +66,7 @@ def prepare(wanted: Wanted, progress: Progress) -> Prepared:
     if wanted.ramdisk is not None and tools is None:
         ramdisk = read_ramdisk(wanted.ramdisk, linux=linux)
     elif linux:
-        ramdisk, warnings = _ramdisk(kernel, wanted, tools, progress)
+        ramdisk, warnings = _ramdisk(kernel, wanted, tools, models, progress)
     is_made = linux and (wanted.ramdisk is None or tools is not None)
     if wanted.command is not None and not is_made:
         raise UserError(
@@ -94,7 +97,7 @@ def _tools(ramdisk: Path | None) -> Path | None:
 
 
 def _ramdisk(
-    kernel: kernels.Kernel, wanted: Wanted, tools: Path | None, progress: Progress
+    kernel: kernels.Kernel, wanted: Wanted, tools: Path | None, models: Sequence[str], progress: Progress
 ) -> tuple[bytes, tuple[str, ...]]:
     from xenolith.loader import registry
     from xenolith.loader.initramfs import Initramfs, lacking, standard_modules
@@ -106,7 +109,7 @@ def _ramdisk(
     ramdisk = Initramfs(
         busybox=registry.busybox() or registry.pull_busybox(progress),
         command=wanted.command,
-        modules=standard_modules(tree, kinds, tools=tools is not None),
+        modules=standard_modules(tree, kinds, models, tools=tools is not None),
         module_tree=tree,
         tools=tools,
     ).build()

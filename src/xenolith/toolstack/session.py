@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from xenolith.hypervisor.domain import Domain
+from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.loader.exit_marker import EXIT_MARKER, exit_status
 from xenolith.toolstack.config import DomainConfig, MachineConfig
 from xenolith.toolstack.guest_config import Action
@@ -75,6 +75,12 @@ class _Lines:
                 self.status = self.status if found is None else found
 
 
+def _models(config: MachineConfig, domain: DomainConfig) -> list[str]:
+    """The models of those devices of the machine that a domain may have to drive."""
+    drives = Capability.HARDWARE in domain.capabilities
+    return sorted({device.model for device in config.devices}) if drives else []
+
+
 class Session:
     """`output(data)` takes the console of the first guest. With a `place` the machine takes commands there, and goes on
     until it is switched off; without one it ends with its guests, none of which is started again."""
@@ -96,7 +102,9 @@ class Session:
         self._stop: str | None = None
         self._timed_out = False
         self.boots = {
-            domain.name: Boot(domain, prepare(domain, progress)) for domain in config.domains if not domain.services
+            domain.name: Boot(domain, prepare(domain, progress, _models(config, domain)))
+            for domain in config.domains
+            if not domain.services
         }
         self.machine = Machine(config, self._console_of, place.path if place is not None else None)
         self.machine.log = self._log

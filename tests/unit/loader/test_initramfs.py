@@ -12,7 +12,8 @@ from tests.unit.loader.module_maker import make_tree, module
 from xenolith.errors import UserError
 from xenolith.loader import cpio
 from xenolith.loader.exit_marker import EXIT_MARKER, exit_status
-from xenolith.loader.initramfs import ExtraFile, Initramfs, lacking, standard_modules
+from xenolith.loader.initramfs import PCI_DRIVERS, ExtraFile, Initramfs, lacking, standard_modules
+from xenolith.toolstack.machine_devices import MODELS
 
 
 @pytest.fixture
@@ -151,6 +152,14 @@ def test_the_scripts_can_be_read_by_a_shell(busybox: Path, name: str) -> None:
     script = contents(Initramfs(busybox))[name].data
     assert b"poweroff" in script
     subprocess.run(["sh", "-n"], input=script, check=True, capture_output=True)
+
+
+def test_drivers_of_the_machine_s_devices(tmp_path: Path) -> None:
+    """As far as the kernel has them as modules, each once; there are some for every model."""
+    tree = make_tree(tmp_path, {f"{name}.ko": module() for name in ("xenfs", "virtio_pci", "virtio_net", "nvme")})
+    assert standard_modules(tree, models=["ahci", "nvme"]) == ("xenfs", "nvme")
+    assert standard_modules(tree, models=["virtio-blk", "virtio-net"]) == ("xenfs", "virtio_pci", "virtio_net")
+    assert set(MODELS) <= PCI_DRIVERS.keys()
 
 
 def test_init_reports_with_the_marker(busybox: Path) -> None:
