@@ -4,6 +4,8 @@ Where a guest is stopped again and again, its code is looked at; if that is a lo
 (`loop_compiler`) and run instead of the emulator's code whenever the guest comes by. Nobody can tell but by the time
 that it takes: before each run the guest's code must still be what was compiled, and every load must be one that the
 guest may do and that needs no mark in a page table. A loop that is left too soon to be worth it is forgotten.
+
+An instruction that repeats itself to fill memory is a loop as well, which needs no compiler (`string_fill`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from xenolith.cpu import string_fill
 from xenolith.cpu.registers import FLAGS_ARITHMETIC, FLAGS_FIXED, IF
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ _ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 _PRESENT_USER: Final = 5
 _LARGE: Final = 1 << 7
 _PRESENT_USER_ACCESSED: Final = 0x25
+_WRITABLE: Final = 2
+_WRITTEN: Final = 0x42
+"""Writable, and written to before: a store needs no mark in the page table."""
 _NX: Final = 1 << 63
 
 
@@ -60,6 +66,19 @@ class _Ready:
         self.watch = watch
         self.call = ctypes.CFUNCTYPE(None)(_address_of(page) + CODE_AT)
         self.credit = _FIRST_CREDIT
+        self.break_even = _BREAK_EVEN
+
+
+class _Fill:
+    """A REP STOS, whose elements have `width` bytes."""
+
+    def __init__(self, head: int, code: bytes, width: int, watch: int) -> None:
+        self.head = head
+        self.spans = [(head, code)]
+        self.width = width
+        self.watch = watch
+        self.credit = _FIRST_CREDIT
+        self.break_even = string_fill.BREAK_EVEN
 
 
 class HotLoops:
@@ -67,6 +86,7 @@ class HotLoops:
 
     `make_page` makes an executable page and raises OSError or NotImplementedError where it cannot. `watch` has the
     engine call `run` whenever the guest jumps to an address, whose code is at a machine address; `unwatch` ends that.
+    `invalidate` is told of machine addresses, and how many bytes, that were written to.
     """
 
     def __init__(
@@ -76,16 +96,18 @@ class HotLoops:
         make_page: Callable[[bytes], mmap.mmap],
         watch: Callable[[int, int], int],
         unwatch: Callable[[int, int], None],
+        invalidate: Callable[[int, int], None],
     ) -> None:
         self._ram = ram
         self._addresses = addresses
         self._make_page = make_page
         self._watch = watch
         self._unwatch = unwatch
+        self._invalidate = invalidate
         self._stops: deque[int] = deque(maxlen=_REMEMBERED_STOPS)
         self._refused: set[int] = set()
-        self._loops: dict[int, _Ready] = {}
-        self._worthless: list[_Ready] = []
+        self._loops: dict[int, _Ready | _Fill] = {}
+        self._worthless: list[_Ready | _Fill] = []
 
     @property
     def heads(self) -> list[int]:
@@ -107,6 +129,12 @@ class HotLoops:
     def _compile(self, address: int, root: int) -> None:
         from xenolith.cpu.loop_compiler import CODE_AT, compile_loop, pages
 
+        code = self._read(root, address, string_fill.LONGEST)
+        width = string_fill.width_of(code)
+        if width is not None:
+            self._make_room()
+            self._loops[address] = _Fill(address, code, width, self._watch(address, self._translate(root, address)))
+            return
         try:
             page = self._make_page(bytes(CODE_AT))
         except OSError:  # the host is out of memory, or of mappings
@@ -117,9 +145,12 @@ class HotLoops:
             self._refuse(address)
             return
         spans = [(at, self._read(root, at, size)) for at, size in pages(loop.spans)]
+        self._make_room()
+        self._loops[address] = _Ready(loop, page, spans, self._watch(address, self._translate(root, address)))
+
+    def _make_room(self) -> None:
         while len(self._loops) >= _MOST_LOOPS:
             self._give_up(next(iter(self._loops.values())))
-        self._loops[address] = _Ready(loop, page, spans, self._watch(address, self._translate(root, address)))
 
     def _refuse(self, address: int) -> None:
         """Look at this place no more, for a while."""
@@ -146,11 +177,14 @@ class HotLoops:
     def run(self, address: int, root: int, cpu: Cpu, stopping: ctypes.c_uint32) -> int | None:
         """Run the loop at `address` until it ends or `stopping` says so. Returns where the guest goes on.
 
-        None: nothing was run, and the guest is where it was.
+        None: the guest is where it was. Nothing was run, or a part of an instruction that repeats itself.
         """
         from xenolith.cpu.loop_compiler import BUDGET_AT, EXIT_AT, FLAGS_AT
 
         loop = self._loops.get(address)
+        if isinstance(loop, _Fill):
+            self._fill(loop, root, cpu)
+            return None
         if loop is None or not self._may_run(loop, root, cpu.regs):
             if loop is not None:
                 self._judge(loop, 0)
@@ -171,6 +205,16 @@ class HotLoops:
         self._judge(loop, passed)
         return out
 
+    def _fill(self, loop: _Fill, root: int, cpu: Cpu) -> None:
+        """The instruction itself is about to be executed, for whatever is left."""
+        (address, code), done = loop.spans[0], 0
+        if self._read(root, address, len(code)) == code:
+            stored = string_fill.fill(self._ram, cpu, loop.width, lambda vaddr: self._translate_store(root, vaddr))
+            for addresses in stored:
+                self._invalidate(addresses.start, len(addresses))
+                done += len(addresses) // loop.width
+        self._judge(loop, done)
+
     def _may_run(self, loop: _Ready, root: int, regs: memoryview) -> bool:
         """Whether the code is still the same and its loads are permitted; they are prepared."""
         from xenolith.cpu.loop_compiler import LOADS_AT
@@ -188,8 +232,8 @@ class HotLoops:
             loop.words[slot] = self._ram.host_address + at
         return True
 
-    def _judge(self, loop: _Ready, passed: int) -> None:
-        loop.credit = min(loop.credit + passed - _BREAK_EVEN, _MOST_CREDIT)
+    def _judge(self, loop: _Ready | _Fill, passed: int) -> None:
+        loop.credit = min(loop.credit + passed - loop.break_even, _MOST_CREDIT)
         if loop.credit < 0:
             self._worthless.append(loop)
 
@@ -206,28 +250,34 @@ class HotLoops:
                 self._refuse(loop.head)
                 self._give_up(loop)
 
-    def _give_up(self, loop: _Ready) -> None:
+    def _give_up(self, loop: _Ready | _Fill) -> None:
         del self._loops[loop.head]
         self._unwatch(loop.watch, loop.head)
 
     # -- page tables --------------------------------------------------------------------------------------------------
 
-    def _translate(self, root: int, vaddr: int, forbidden: int = 0) -> int:
+    def _translate_store(self, root: int, vaddr: int) -> int:
+        """The machine address at which CPL 3 may write to `vaddr`, if it is RAM and was written before; else -1."""
+        return self._translate(root, vaddr, 0, _WRITABLE, _WRITTEN)
+
+    def _translate(self, root: int, vaddr: int, forbidden: int = 0, needed: int = 0, last: int = 0) -> int:
         """The machine address that CPL 3 finds at `vaddr`, if it is RAM and was accessed before; else -1.
 
-        No level's entry may have any of the flags `forbidden`.
+        No level's entry may have any of the flags `forbidden`. Each must have those `needed`, the last one `last`.
         """
+        needed |= _PRESENT_USER
         words, table = self._ram.words, root
         if (vaddr + (1 << 47)) & 0xFFFF_FFFF_FFFF_FFFF >= 1 << 48:
             return -1
         for shift in (39, 30, 21):
             entry = words[(table >> 3) + (vaddr >> shift & 511)]
-            if entry & _PRESENT_USER != _PRESENT_USER or entry & (_LARGE | forbidden):
+            if entry & needed != needed or entry & (_LARGE | forbidden):
                 return -1
             table = entry & _ADDRESS
         entry = words[(table >> 3) + (vaddr >> 12 & 511)]
         maddr = entry & _ADDRESS | vaddr & 0xFFF
-        if entry & _PRESENT_USER_ACCESSED != _PRESENT_USER_ACCESSED or entry & forbidden:
+        last |= _PRESENT_USER_ACCESSED
+        if entry & last != last or entry & forbidden:
             return -1
         return maddr if any(maddr in addresses for addresses in self._addresses) else -1
 

@@ -354,7 +354,9 @@ class UnicornEngine:
         self._stepped_syscall = False
         self._host_cpuid_cache: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         if self.preemptible and _executable_pages():
-            self._hot_loops = HotLoops(ram, self._mapped[:], page_of_code, self._watch_block, self._unwatch_block)
+            self._hot_loops = HotLoops(
+                ram, self._mapped[:], page_of_code, self._watch_block, self._unwatch_block, self.invalidate_code
+            )
             self._on_watched_block = _ON_BLOCK(self._enter_loop)
 
     @property
