@@ -128,7 +128,7 @@ class KvmEngine:
         self._mapped: list[range] = []
         self._mmio: list[tuple[range, Callable[[int, int], int], Callable[[int, int, int], None]]] = []
         # What is shared with KVM is mapped a second time, so that forgetting pages of it costs nobody else anything.
-        self._mirror = mmap.mmap(ram.fd, ram.size, mmap.MAP_SHARED)
+        self._mirror = mmap.mmap(ram.share(), ram.size, mmap.MAP_SHARED)
         self._mirror_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mirror))
         for addresses in ram_ranges or [range(ram.size)]:
             self._map(addresses, self._mirror_address + addresses.start)
