@@ -11,6 +11,7 @@ from xenolith.hypervisor.shared_state import DomainState
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.crash import CrashReport
+    from xenolith.hypervisor.dirty_log import DirtyLog
     from xenolith.hypervisor.events import EventChannels
     from xenolith.hypervisor.grants import GrantTable
     from xenolith.hypervisor.vcpu import Vcpu
@@ -84,8 +85,8 @@ class Domain(DomainState):
     budget_ns: int = 0
     """Of a domain with a cap: how long it may still run in this period of the scheduler's."""
     is_debugged: bool = False
-    logs_dirty: bool = False
-    """Whether a control domain is told which frames it has to copy once more."""
+    dirty_log: DirtyLog | None = None
+    """What a control domain that copies this one is told of the frames that have changed; None unless one does."""
     emulation_flags: int = 0
     misc_flags: int = 0
     """What the domain was made with (struct xen_arch_domainconfig)."""

@@ -1,15 +1,11 @@
 """domctl: which frames of a domain a tool has to copy once more, when it copies a domain that runs.
 
-Xen learns that from shadow page tables. Here guests run on their own, whose dirty bits are the guest's to keep, so that
-every frame that a domain has is called dirty: more frames than need be, so that nothing is missed, and a tool stops
-copying again when it sees that it comes to no end. Facts are those of Xen 4.17's xen/arch/x86/mm/paging.c.
+Facts are those of Xen 4.17's xen/arch/x86/mm/paging.c (paging_domctl, paging_log_dirty_op).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
 
 from xenolith.abi.domctl import (
     XEN_DOMCTL_SHADOW_ENABLE_LOG_DIRTY,
@@ -26,7 +22,8 @@ from xenolith.abi.domctl import (
 )
 from xenolith.abi.errno import EINVAL, XenError
 from xenolith.abi.hypercalls import HYPERVISOR_domctl
-from xenolith.hypervisor.hypercalls.table import operation
+from xenolith.hypervisor.dirty_log import DirtyLog
+from xenolith.hypervisor.hypercalls.table import Continuation, operation
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.domain import Domain
@@ -51,11 +48,9 @@ def shadow_op(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlS
     if op == XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY or (
         op == XEN_DOMCTL_SHADOW_OP_ENABLE and mode & XEN_DOMCTL_SHADOW_ENABLE_LOG_DIRTY
     ):
-        if domain.logs_dirty:
-            raise XenError(EINVAL, f"{domain} tells of dirty frames already")
-        domain.logs_dirty = True
+        _begin(hv, domain)
     elif op == XEN_DOMCTL_SHADOW_OP_OFF:
-        domain.logs_dirty = False
+        domain.dirty_log = None
     elif op in (XEN_DOMCTL_SHADOW_OP_CLEAN, XEN_DOMCTL_SHADOW_OP_PEEK):
         if mode & ~XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL:
             raise XenError(EINVAL, f"mode {mode:#x}")
@@ -66,20 +61,26 @@ def shadow_op(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlS
         raise XenError(EINVAL, f"shadow operation {op}")
 
 
+def _begin(hv: Hypervisor, domain: Domain) -> None:
+    """Look at everything once, in parts."""
+    if domain.dirty_log is None:
+        domain.dirty_log = DirtyLog(hv, domain)
+    elif domain.dirty_log.has_begun:
+        raise XenError(EINVAL, f"{domain} tells of dirty frames already")
+    if not domain.dirty_log.look():
+        raise Continuation
+
+
 def _tell(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlShadowOp) -> None:
     """Write the bitmap, one bit for each frame number of the guest's own, if there is a place for it."""
-    dirty = _frame_numbers(hv, domain) if domain.logs_dirty else np.empty(0, dtype=np.uint64)
-    argument.stats.fault_count, argument.stats.dirty_count = 0, len(dirty)
-    if not argument.dirty_bitmap:
-        return
-    for first in range(0, argument.pages, _PIECE * 8):
-        count = min(argument.pages - first, _PIECE * 8)
-        bits = np.zeros(count, dtype=np.uint8)
-        bits[dirty[(dirty >= first) & (dirty < first + count)] - first] = 1
-        hv.memory.write(caller, argument.dirty_bitmap + first // 8, np.packbits(bits, bitorder="little").tobytes())
-
-
-def _frame_numbers(hv: Hypervisor, domain: Domain) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """What the machine-to-physical table says of the domain's frames."""
-    numbers = np.frombuffer(hv.m2p, dtype=np.uint64)[np.array(hv.frames.owned_by(domain.domid), dtype=np.int64)]
-    return numbers[numbers < hv.frames.total + domain.max_frames]
+    log = domain.dirty_log
+    if log is not None and not log.look():
+        raise Continuation
+    argument.stats.fault_count, argument.stats.dirty_count = 0, 0 if log is None else len(log.dirty)
+    if argument.dirty_bitmap:
+        for first in range(0, argument.pages, _PIECE * 8):
+            count = min(argument.pages - first, _PIECE * 8)
+            bits = bytes(-(-count // 8)) if log is None else log.bits(first, count)
+            hv.memory.write(caller, argument.dirty_bitmap + first // 8, bits)
+    if log is not None and argument.op == XEN_DOMCTL_SHADOW_OP_CLEAN:
+        log.clean()
