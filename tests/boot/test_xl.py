@@ -178,3 +178,15 @@ def test_without_control_there_is_no_making_of_guests(tmp_path: Path, ramdisk: P
     assert ended.returncode == 0, ended.stderr
     assert "control_d" in ended.stdout
     assert "Operation not permitted" in ended.stdout
+
+
+@pytest.mark.usefixtures("ramdisk")
+def test_the_other_xenstored() -> None:
+    """Debian has one in C, which the other tests use, and one in OCaml."""
+    said = "xenstore-read /tool/xenstored; xl list"
+    command = [XENOLITH, "boot", "--preset", "dom0", "--kernel", "debian", "--exec", said]
+    command += ["--cmdline", "quiet XENSTORED=oxenstored"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "bin/oxenstored" in ended.stdout
+    assert re.search(r"Domain-0 +0 +512", ended.stdout)

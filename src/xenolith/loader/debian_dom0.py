@@ -92,7 +92,9 @@ ln -s ../run /var/run
 ln -s ../run/lock /var/lock
 for stream in stdin:0 stdout:1 stderr:2; do ln -s "/proc/self/fd/${{stream#*:}}" "/dev/${{stream%:*}}"; done 2>/dev/null
 if grep -q control_d /proc/xen/capabilities 2>/dev/null; then
-    xenstored --pid-file /run/xenstore.pid && xen-init-dom0 > /dev/null && xenconsoled --pid-file /run/xenconsoled.pid
+    "${{XENSTORED:-xenstored}}" --pid-file /run/xenstore.pid && xen-init-dom0 > /dev/null &&
+        xenconsoled --pid-file /run/xenconsoled.pid
 fi
 """
-"""What Debian's /etc/init.d/xen does at the start, for busybox's shell."""
+"""What Debian's /etc/init.d/xen does at the start, for busybox's shell. Words of its command line that Linux does not
+know, such as XENSTORED=oxenstored, are in the environment."""
