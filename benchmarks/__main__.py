@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     boot_control_domain,
     boot_guest,
+    cards,
     control_tools,
     costs,
     create_guest,
@@ -26,6 +27,7 @@ QUESTIONS = {
     "hello": hello.run,
     "boot_guest": boot_guest.run,
     "boot_control_domain": boot_control_domain.run,
+    "cards": cards.run,
     "control_tools": control_tools.run,
     "costs": costs.run,
     "create_guest": create_guest.run,

@@ -1,4 +1,4 @@
-# What a measured guest does, as its command line says: serve, measure its devices, or end at once.
+# What a measured guest does, as its command line says: serve, measure its devices or its card, or end at once.
 read -r up idle < /proc/uptime
 echo "XENOLITH-INIT $up"
 
@@ -11,6 +11,17 @@ rate() {
 blocks() { dd if="$1" of="$2" bs="$3" count="$4" "$5=direct" 2> /dev/null; }
 fetch() { wget -q -O - http://10.0.0.1/file | cmp - /tmp/file; }
 pings() { ping -A -q -c 100 10.0.0.1 > /dev/null; }
+# Lines to the host and back, each after the one before, over one connection.
+lines() {
+    mkfifo /tmp/lines
+    nc 10.0.2.2 "$1" < /tmp/lines | {
+        echo line
+        count=0
+        while read -r line && [ $((count += 1)) -lt "$2" ]; do echo line; done
+        [ "$count" = "$2" ]
+    } > /tmp/lines
+}
+download() { [ "$(wget -q -O - "http://10.0.2.2:$1/" | wc -c)" = "$2" ]; }
 
 case " $(cat /proc/cmdline) " in
 *" measure=server "*)
@@ -28,5 +39,10 @@ case " $(cat /proc/cmdline) " in
     rate "round trips" pings
     dd if=/dev/zero of=/tmp/file bs=1M count=24 2> /dev/null
     rate "fetch" fetch
+    ;;
+*" measure=card "*)
+    set -- $(sed -n 's/.* ports=\([0-9]*\),\([0-9]*\).*/\1 \2/p' /proc/cmdline)
+    rate "round trips" lines "$2" 200
+    rate "fetch" download "$1" $((24 << 20))
     ;;
 esac
