@@ -41,6 +41,7 @@ case " $(cat /proc/cmdline) " in
     rate "fetch" fetch
     ;;
 *" measure=card "*)
+    until ip route | grep -q default; do udhcpc -i eth0 -q -n > /dev/null 2>&1; done
     set -- $(sed -n 's/.* ports=\([0-9]*\),\([0-9]*\).*/\1 \2/p' /proc/cmdline)
     rate "round trips" lines "$2" 200
     rate "fetch" download "$1" $((24 << 20))

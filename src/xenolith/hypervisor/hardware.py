@@ -78,7 +78,9 @@ def read(hv: Hypervisor, pc: Pc, maddr: int, width: int) -> int:
     """The running guest reads `width` bytes of a device at `maddr`; the configuration of others' functions is ones."""
     if maddr in _ECAM and not _configures(hv, maddr):
         return ALL_ONES[width]
-    return pc.mmio.read(maddr, width)
+    value = pc.mmio.read(maddr, width)
+    hv.traps.accessed_device()
+    return value
 
 
 def write(hv: Hypervisor, pc: Pc, maddr: int, width: int, value: int) -> None:
@@ -90,6 +92,7 @@ def write(hv: Hypervisor, pc: Pc, maddr: int, width: int, value: int) -> None:
         return
     if not any(maddr in table for table in hv.iommu.message_tables()):
         pc.mmio.write(maddr, width, value)
+        hv.traps.accessed_device()
 
 
 def _configures(hv: Hypervisor, maddr: int) -> bool:

@@ -446,6 +446,11 @@ class Hypervisor:
         if vcpu is not self.traps.current:
             self.reschedule = True
 
+    def soon(self, action: Callable[[], None]) -> None:
+        """Have `action` done when what runs now has stopped, which it does at the next exit or device access."""
+        self._native_ready[action] = None
+        self.reschedule = True
+
     def run(self, until: Callable[[], bool]) -> None:
         """Run domains until the power goes or `until` says so."""
         while True:

@@ -242,6 +242,14 @@ class Traps:
         if self._hv.reschedule or not vcpu.runnable:
             self._hv.engine.stop()
 
+    def accessed_device(self) -> None:
+        """A guest has accessed a device's memory, in the middle of an instruction: what that has brought about comes when
+        the instruction is over."""
+        vcpu = self.current
+        info = vcpu.info_maddr
+        if self._hv.reschedule or (self._bytes[info] and not self._bytes[info + UPCALL_MASK]):
+            self._hv.engine.stop()
+
     def _deliver_event(self, vcpu: Vcpu) -> None:
         if vcpu.runnable:
             self.bounce(vcpu, vcpu.callbacks[CALLBACKTYPE_event].address, True)

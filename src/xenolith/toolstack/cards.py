@@ -55,6 +55,7 @@ class Cards:
 
     machine: str
     host: Outside
+    soon: Callable[[Callable[[], None]], None]
     now_ns: Callable[[], int]
     networks: Callable[[], Networks]
     log: Callable[[str], None]
@@ -66,7 +67,7 @@ class Cards:
         mac = bytes.fromhex((nic.mac or mac_of(uuid.uuid5(_NAMESPACE, self.machine), slot)).replace(":", ""))
         mtu = nic.mtu or (CARD_MODELS[model].user_mtu if nic.user else DEFAULT_MTU)
         place = _place(nic, mac, mtu)
-        cable = Cable(self.networks(), str(slot), place, nic.pcap, self.host, self.now_ns, self.log)
+        cable = Cable(self.networks(), str(slot), place, nic.pcap, self.host, self.soon, self.now_ns, self.log)
         return CARD_MODELS[model].find()(mac, mtu, cable)
 
 

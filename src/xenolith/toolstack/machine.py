@@ -101,7 +101,14 @@ class Machine:
         self._serial = SerialLine(config.serial) if config.serial is not None and hardware else None
         if config.devices and not hardware:
             raise UserError("nobody has the machine's devices", "give a domain the capability 'hardware'")
-        cards = Cards(config.name, self.host, self.clock.now_ns, lambda: self._networks, lambda text: self.log(text))
+        cards = Cards(
+            config.name,
+            self.host,
+            lambda action: self.hv.soon(action),
+            self.clock.now_ns,
+            lambda: self._networks,
+            lambda text: self.log(text),
+        )
         self._devices = MachineDevices(config.devices, self.host.submit, cards)
         self.pc = self._build_pc(memory) if hardware else None
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):

@@ -12,6 +12,7 @@ from xenolith.abi.sched import SHUTDOWN_watchdog
 from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.lifecycle import MAX_VCPUS
+from xenolith.hypervisor.vcpu import UPCALL_MASK, UPCALL_PENDING
 
 
 @pytest.fixture
@@ -138,3 +139,41 @@ def test_a_mistake_of_ours_ends_the_domain_that_brought_it_out(hv: Bench) -> Non
     assert "ZeroDivisionError" in guest.domain.bug
     assert guest.domain.shutdown_code is not None
     assert other.domain.shutdown_code is None
+
+
+def test_what_is_to_be_done_soon_is_done_once_when_nobody_runs(hv: Bench) -> None:
+    done: list[str] = []
+
+    def action() -> None:
+        done.append("done")
+
+    def run() -> None:
+        hv.soon(action)
+        hv.soon(action)
+
+    hv.guest()
+    hv.engine.program = run
+    hv.step()
+    assert hv.reschedule
+    hv.engine.program = lambda: None
+    assert done == []
+    hv.step()
+    hv.step()
+    assert done == ["done"]
+
+
+def test_after_an_access_to_a_device_the_guest_stops_for_what_that_has_brought(hv: Bench) -> None:
+    guest = hv.guest()
+    info = guest.vcpu.info_maddr
+    hv.ram.bytes[info + UPCALL_MASK] = 0
+    hv.traps.accessed_device()
+    assert hv.engine.count("stop") == 0
+    hv.ram.bytes[info + UPCALL_PENDING] = 1
+    hv.traps.accessed_device()
+    assert hv.engine.count("stop") == 1
+    hv.ram.bytes[info + UPCALL_MASK] = 1
+    hv.traps.accessed_device()
+    assert hv.engine.count("stop") == 1
+    hv.soon(lambda: None)
+    hv.traps.accessed_device()
+    assert hv.engine.count("stop") == 2

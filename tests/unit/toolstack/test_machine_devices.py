@@ -30,7 +30,7 @@ class Host:
 
 def made(*specs: str) -> dict[int, object]:
     host, networks = Host(), Networks()
-    cards = Cards("test", host, lambda: 0, lambda: networks, lambda text: None)
+    cards = Cards("test", host, host.post, lambda: 0, lambda: networks, lambda text: None)
     return dict(MachineDevices(map(machine_device, specs), host.submit, cards).functions)
 
 

@@ -25,8 +25,8 @@ _REOPEN_S: Final = 1.0
 class Cable:
     """Leads to `place`: the switch of that name, or a way of its own to the host (machine.network.Network, wire.End).
 
-    `key` tells it from the other cables. `capture` is a file that gets every packet. `log` is told what happens to the
-    network behind it. UserError if that cannot be had.
+    `key` tells it from the other cables. `capture` is a file that gets every packet. `soon` has something done once when
+    no guest runs. `log` is told what happens to the network behind the cable. UserError if that cannot be had.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Cable:
         place: str | UserNetwork | Tap,
         capture: Path | None,
         host: Outside,
+        soon: Callable[[Callable[[], None]], None],
         now_ns: Callable[[], int],
         log: Callable[[str], None],
     ) -> None:
@@ -43,10 +44,10 @@ class Cable:
         self._key = None, key
         self._place = place
         self._host = host
+        self._soon = soon
         self._log = log
         self._wire = Wire(networks, host, now_ns, self)
         self._card: Card | None = None
-        self._awake = False
         if capture is not None:
             self._wire.capture = networks.capture(self._key, capture, now_ns())
         if isinstance(place, str):
@@ -68,15 +69,12 @@ class Cable:
         self._wire.up()
 
     def wake(self) -> None:
-        if not self._awake:
-            self._awake = True
-            self._host.post(self._work)
+        self._soon(self._work)
 
     def send(self, packet: Packet) -> None:
         self._wire.send(packet)
 
     def _work(self) -> None:
-        self._awake = False
         self._wire.settle()
         self._networks.settle()
 

@@ -37,6 +37,10 @@ class Host:
     def post(self, action: Callable[[], None]) -> None:
         self.inbox.append(action)
 
+    def soon(self, action: Callable[[], None]) -> None:
+        if action not in self.inbox:
+            self.inbox.append(action)
+
     def watch_readable(self, fd: int, action: Callable[[], None]) -> None:
         assert fd not in self.watched
         self.watched[fd] = action
@@ -132,7 +136,7 @@ class Bench:
         return self.uplinks[-1]
 
     def card(self, number: int, place: str | UserNetwork = "xenbr0", capture: Path | None = None) -> Card:
-        cable = Cable(self.networks, str(number), place, capture, self.host, lambda: 0, self.log.append)
+        cable = Cable(self.networks, str(number), place, capture, self.host, self.host.soon, lambda: 0, self.log.append)
         card = Card(cable, number)
         card.post(8)
         self.host.turn()
