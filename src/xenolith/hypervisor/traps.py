@@ -243,8 +243,9 @@ class Traps:
             self._hv.engine.stop()
 
     def accessed_device(self) -> None:
-        """A guest has accessed a device's memory, in the middle of an instruction: what that has brought about comes when
-        the instruction is over."""
+        """A guest has accessed a device's memory, in the middle of an instruction. What that has brought comes when
+        the instruction is over.
+        """
         vcpu = self.current
         info = vcpu.info_maddr
         if self._hv.reschedule or (self._bytes[info] and not self._bytes[info + UPCALL_MASK]):

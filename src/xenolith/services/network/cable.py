@@ -25,8 +25,8 @@ _REOPEN_S: Final = 1.0
 class Cable:
     """Leads to `place`: the switch of that name, or a way of its own to the host (machine.network.Network, wire.End).
 
-    `key` tells it from the other cables. `capture` is a file that gets every packet. `soon` has something done once when
-    no guest runs. `log` is told what happens to the network behind the cable. UserError if that cannot be had.
+    `key` tells it from the other cables. `capture` is a file that gets every packet. `soon` has something done when no
+    guest runs, once. `log` is told what happens to the network behind the cable. UserError if that cannot be had.
     """
 
     def __init__(
