@@ -1,9 +1,12 @@
-"""Disks behind PCI, each driven by the driver that Linux has for it, in a control domain."""
+"""Disks behind PCI in a control domain, driven by the drivers that Linux has for them; systems that boot from such."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -12,6 +15,7 @@ import pytest
 from tests.boot.command_line import run
 from tests.boot.conftest import Kernel
 from tests.boot.linux import sections
+from xenolith.loader import registry
 
 _KIB: Final = 1024
 _DISK: Final = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(2048 * _KIB // 32))
@@ -73,3 +77,65 @@ def test_linux_reads_and_writes_a_disk(model: str, kernel: Kernel, tmp_path: Pat
     assert found.lines("small") == [hashlib.sha256(content[1536 * _KIB : 1552 * _KIB]).hexdigest()]
     assert content[:_WRITTEN_AT] == _DISK[:_WRITTEN_AT]
     assert re.search(r": +[1-9]\d* +xen-pirq +-msi(-x)? ", found.text("interrupts")), found.text("interrupts")
+
+
+_LABEL: Final = "system"
+_INIT: Final = """\
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+echo "@@ root"; awk '$2 == "/" {print $1, $3}' /proc/mounts; cat /etc/name
+echo "@@ capabilities"; cat /proc/xen/capabilities
+echo "@@ interrupts"; grep nvme0q1 /proc/interrupts
+head -c 100000 /dev/urandom > /data
+echo "@@ data"; sha256sum < /data | cut -c 1-64
+mount -o remount,ro /
+poweroff -f
+"""
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Path:
+    """A disk with an ext4 file system, and in it a small system that says what it is and powers off."""
+    maker = shutil.which("mkfs.ext4", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
+    if maker is None:
+        pytest.skip("mkfs.ext4 (e2fsprogs) is not on this host")
+    busybox = registry.busybox()
+    if busybox is None:
+        pytest.skip("busybox is not in the cache")
+    tree, image = tmp_path / "tree", tmp_path / "system.img"
+    for directory in ("bin", "sbin", "etc", "dev", "proc", "sys", "run"):
+        (tree / directory).mkdir(parents=True)
+    shutil.copy(busybox, tree / "bin" / "busybox")
+    (tree / "sbin" / "init").write_text(_INIT)
+    (tree / "sbin" / "init").chmod(0o755)
+    (tree / "etc" / "name").write_text("a system on a disk\n")
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run([maker, "-q", "-L", _LABEL, "-d", tree, image], check=True)
+    return image
+
+
+def test_a_control_domain_boots_from_a_disk(kernel: Kernel, system: Path) -> None:
+    """The ramdisk that is made has the drivers, and goes on with the system on the disk."""
+    ended = run(
+        "boot", "--kernel", kernel("debian"), "--device", f"nvme,target={system}", "--cmdline", "root=/dev/nvme0n1"
+    )
+    assert ended.status == 0, ended.log
+    found = sections(ended)
+    assert found.complaints == [], ended.log
+    assert found.lines("root") == ["/dev/nvme0n1 ext4", "a system on a disk"]
+    assert found.lines("capabilities") == ["control_d"]
+    assert "xen-pirq" in found.text("interrupts")
+    dumped = subprocess.run(["debugfs", "-R", "cat /data", system], capture_output=True, check=True).stdout
+    assert found.lines("data") == [hashlib.sha256(dumped).hexdigest()]
+    assert len(dumped) == 100000
+
+
+def test_a_ramdisk_goes_on_with_the_disk_that_it_was_made_for(kernel: Kernel, system: Path, tmp_path: Path) -> None:
+    ramdisk = tmp_path / "ramdisk"
+    made = run("ramdisk", "-o", ramdisk, "--kernel", kernel("debian"), "--root", f"LABEL={_LABEL}")
+    assert made.status == 0, made.log
+    ended = run("boot", "--kernel", "debian", "--ramdisk", ramdisk, "--device", f"virtio-blk,target={system}")
+    assert ended.status == 0, ended.log
+    assert sections(ended).lines("root") == ["/dev/vda ext4", "a system on a disk"]

@@ -14,7 +14,7 @@ from xenolith.cli.running import override, run_machine, run_options
 from xenolith.errors import UserError
 
 if TYPE_CHECKING:
-    from xenolith.toolstack.config import MachineConfig
+    from xenolith.toolstack.config import DomainConfig, MachineConfig
     from xenolith.toolstack.places import Place
 
 _SPARE_MEMORY: Final = 4 << 30
@@ -100,12 +100,18 @@ def command(
     served = detach or name is not None or config.preset is not None or any(d.services for d in config.domains)
     unattended = not served and (sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty())
     first = config.domains[0]
-    if unattended and machine is None and first.command is None and first.ramdisk is None:
+    if unattended and machine is None and first.command is None and first.ramdisk is None and not _has_root(first):
         config.domains[0] = replace(first, command=SELF_DESCRIPTION)
     if not served:
         sys.exit(run_machine(config, timeout, log, symbols, as_json))
     _give_memory(config, machine_memory)
     sys.exit(_serve(config, detach, lambda place, up: run_machine(config, timeout, log, symbols, as_json, place, up)))
+
+
+def _has_root(domain: DomainConfig) -> bool:
+    from xenolith.toolstack.images import names_root
+
+    return names_root(domain.cmdline)
 
 
 def _described(machine: Path | None, preset: str | None) -> MachineConfig:

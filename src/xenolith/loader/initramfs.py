@@ -31,12 +31,15 @@ PCI_DRIVERS: Final = {
     "e1000e": ("e1000e",),
 }
 """Drivers of the devices that a machine can have behind PCI, by their models."""
+PCI_DISKS: Final = ("nvme", "ahci", "virtio-blk")
+# ext4 asks for crc32c by a name that only an installed system's modules.alias resolves.
+_EXT4: Final = ("crc32c_generic", "ext4")
 _DRIVERS: Final = {
-    # ext4 asks for crc32c by a name that only an installed system's modules.alias resolves.
-    "vbd": ("xen-blkfront", "crc32c_generic", "ext4"),
+    "vbd": ("xen-blkfront", *_EXT4),
     "vif": ("xen-netfront",),
     "9pfs": ("9pnet_xen", "9p"),
     "pci": ("xen-pcifront", *(name for drivers in PCI_DRIVERS.values() for name in drivers)),
+    "root": _EXT4,
 }
 _DEVICES: Final = {"vbd": "disks", "vif": "networks", "9pfs": "shared directories", "pci": "PCI devices"}
 
@@ -56,6 +59,7 @@ while read -r module; do insmod "/lib/modules/$(uname -r)/$module"; done < /etc/
 name=guest
 grep -q control_d /proc/xen/capabilities 2>/dev/null && name=dom0
 hostname "$name"
+[ -e /etc/xenolith/command ] || . /etc/xenolith/switch
 [ -e /sys/class/net/eth0 ] && sh /etc/xenolith/network
 [ -e /etc/xenolith/tools ] && . /etc/xenolith/tools
 # busybox's poweroff, halt and reboot send these signals to process 1, which hears them because it only waits.
@@ -77,6 +81,34 @@ while true; do
     wait $!
 done
 """.replace("@MARKER@", EXIT_MARKER)
+
+_SWITCH: Final = """\
+root= type= flags= mode=rw init=/sbin/init
+[ -e /etc/xenolith/root ] && root=$(cat /etc/xenolith/root)
+for word in $(cat /proc/cmdline); do
+    case $word in
+    root=*) root=${word#root=} ;;
+    rootfstype=*) type="-t ${word#*=}" ;;
+    rootflags=*) flags=",${word#*=}" ;;
+    init=*) init=${word#init=} ;;
+    ro | rw) mode=$word ;;
+    esac
+done
+if [ -n "$root" ]; then
+    # Drivers find their disks some time after they were loaded.
+    tenths=0
+    until case $root in /*) device=$root; [ -b "$device" ] ;; *) device=$(findfs "$root" 2>/dev/null) ;; esac; do
+        [ $((tenths += 1)) -le 300 ] || break
+        sleep 0.1
+    done
+    if mount $type -o "$mode$flags" "$device" /mnt && [ -x "/mnt$init" -o -h "/mnt$init" ]; then
+        for directory in dev proc sys run; do mount --move /$directory /mnt/$directory; done
+        exec switch_root -c /dev/console /mnt "$init"
+    fi
+    echo "There is no system on the disk $root with a program $init. This is the ramdisk's shell."
+fi
+"""
+"""Goes on with the system on a disk, if one is named by the kernel's command line or in the ramdisk."""
 
 _NETWORK: Final = """\
 ip link set lo up
@@ -163,6 +195,8 @@ class Initramfs:
     files: tuple[ExtraFile, ...] = ()
     tools: Path | None = None
     """The tree of a control domain's tools (`debian_dom0`), whose daemons are started before all else."""
+    root: str | None = None
+    """The disk with the system that is to be started where the command line names none, as `root=` does."""
 
     def build(self) -> bytes:
         """The ramdisk: an uncompressed cpio archive, which a kernel under emulation unpacks quickest.
@@ -184,6 +218,9 @@ class Initramfs:
         yield cpio.file("init", _INIT.encode(), 0o755)
         yield cpio.file("etc/xenolith/shell", _SHELL.encode())
         yield cpio.file("etc/xenolith/network", _NETWORK.encode())
+        yield cpio.file("etc/xenolith/switch", _SWITCH.encode())
+        if self.root is not None:
+            yield cpio.file("etc/xenolith/root", self.root.encode("utf-8", "surrogateescape"))
         yield cpio.file("etc/udhcpc/default.script", _DHCP.encode(), 0o755)
         yield cpio.file("etc/motd", _MOTD.encode())
         yield cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
@@ -225,8 +262,8 @@ def standard_modules(
     tree: ModuleTree | None, kinds: Iterable[str] = (), models: Iterable[str] = (), *, tools: bool = False
 ) -> tuple[str, ...]:
     """The modules that every guest should have, as far as the kernel has them as modules: xenfs, for /proc/xen, the
-    drivers for devices of these `kinds` ("vbd", "vif", "9pfs", "pci") and for devices of the machine of these `models`,
-    and what a control domain's `tools` need."""
+    drivers for devices of these `kinds` ("vbd", "vif", "9pfs", "pci"; "root" is for a disk's file system) and for
+    devices of the machine of these `models`, and what a control domain's `tools` need."""
     needed = CONTROL_MODULES if tools else ()
     drivers = [*(_DRIVERS[kind] for kind in kinds), *(PCI_DRIVERS[model] for model in models)]
     wanted = ("xenfs", *(name for names in drivers for name in names), *needed)

@@ -88,6 +88,11 @@ def linux_cmdline(given: str, vcpus: int) -> str:
     return " ".join([*defaults, given]).rstrip()
 
 
+def names_root(cmdline: str) -> bool:
+    """Whether the ramdisk that is made goes on with a system on a disk."""
+    return any(word.startswith("root=") for word in cmdline.split())
+
+
 def _tools(ramdisk: Path | None) -> Path | None:
     """The tree of a control domain's tools, if it is named in the place of a ramdisk. UserError if it is not there."""
     from xenolith.loader import registry
@@ -106,10 +111,11 @@ def _ramdisk(
     tree = ModuleTree(kernel.modules) if kernel.modules else None
     devices = {"vbd": wanted.disks, "vif": wanted.nics, "9pfs": wanted.shares, "pci": wanted.pci}
     kinds = [kind for kind, described in devices.items() if described]
+    root = ["root"] if names_root(wanted.cmdline) else []
     ramdisk = Initramfs(
         busybox=registry.busybox() or registry.pull_busybox(progress),
         command=wanted.command,
-        modules=standard_modules(tree, kinds, models, tools=tools is not None),
+        modules=standard_modules(tree, [*kinds, *root], models, tools=tools is not None),
         module_tree=tree,
         tools=tools,
     ).build()
