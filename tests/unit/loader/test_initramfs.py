@@ -49,6 +49,11 @@ def test_the_command(busybox: Path) -> None:
     assert contents(Initramfs(busybox, command="echo 'é'"))["etc/xenolith/command"].data == "echo 'é'\n".encode()
 
 
+def test_the_disk_to_go_on_with(busybox: Path) -> None:
+    assert contents(Initramfs(busybox, root="LABEL=é"))["etc/xenolith/root"].data == "LABEL=é".encode()
+    assert "etc/xenolith/root" not in contents(Initramfs(busybox))
+
+
 def test_modules_in_the_order_of_loading(busybox: Path, tmp_path: Path) -> None:
     tree = make_tree(tmp_path, {"a.ko": module("b"), "x/b.ko": module()})
     files = contents(Initramfs(busybox, modules=("a",), module_tree=tree))
@@ -70,9 +75,12 @@ def test_modules_need_a_tree(busybox: Path) -> None:
 
 
 def test_standard_modules(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path, {"xenfs.ko": module(), "xen-blkfront.ko": module(), "9p.ko": module()})
+    tree = make_tree(
+        tmp_path, {"xenfs.ko": module(), "xen-blkfront.ko": module(), "9p.ko": module(), "ext4.ko": module()}
+    )
+    assert standard_modules(tree, ["root"]) == ("xenfs", "ext4")
     assert standard_modules(tree) == ("xenfs",)
-    assert standard_modules(tree, ["vbd", "vif", "9pfs"]) == ("xenfs", "xen-blkfront", "9p")
+    assert standard_modules(tree, ["vbd", "vif", "9pfs"]) == ("xenfs", "xen-blkfront", "ext4", "9p")
     assert standard_modules(make_tree(tmp_path / "other", {})) == ()
     assert standard_modules(None) == ()
 
@@ -147,10 +155,12 @@ def test_exit_status(line: str, status: int | None) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="no shell on this host")
-@pytest.mark.parametrize("name", ["init", "etc/xenolith/shell"])
-def test_the_scripts_can_be_read_by_a_shell(busybox: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "word"), [("init", b"poweroff"), ("etc/xenolith/shell", b"poweroff"), ("etc/xenolith/switch", b"root=")]
+)
+def test_the_scripts_can_be_read_by_a_shell(busybox: Path, name: str, word: bytes) -> None:
     script = contents(Initramfs(busybox))[name].data
-    assert b"poweroff" in script
+    assert word in script
     subprocess.run(["sh", "-n"], input=script, check=True, capture_output=True)
 
 
