@@ -73,7 +73,11 @@ def test_what_the_tools_show(machine: Dom0) -> None:
     ports = machine.sh("lsevtchn 0")
     assert "Virtual IRQ 3" in ports, "xenstored wants to know of domains that end"
     machine.sh("xl debug-keys q")
-    assert "(XEN) domain 0: 131072 of 131072 frames" in machine.sh("xl dmesg")
+    log = machine.sh("xl dmesg")
+    assert log.startswith("(XEN) Xen version 4.17.0-xenolith")
+    assert "(XEN) Command line: dom0_mem=512M,max:512M dom0_max_vcpus=1\n" in log
+    assert "(XEN) PHYSICAL MEMORY ARRANGEMENT:\n(XEN)  Dom0 alloc.:" in log
+    assert "(XEN) domain 0: 131072 of 131072 frames" in log
     assert machine.rows("xentop -b -i 1")[0][0] == "Domain-0"
     assert "PV Max policy" in machine.sh("xen-cpuid -p 2> /dev/null")
     assert machine.rows("xl cpupool-list")[0][0] == "Pool-0"

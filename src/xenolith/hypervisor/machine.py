@@ -19,6 +19,7 @@ from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboo
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor import hardware, hypercalls, native_exits
+from xenolith.hypervisor.banner import banner
 from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.contexts import Contexts
 from xenolith.hypervisor.cpuid import TSC_KHZ, CpuidPolicy
@@ -83,6 +84,7 @@ class Hypervisor:
     """One machine under Xenolith. `pc` is its hardware below RAM and processor; None for a bare machine.
 
     `cpu_level` limits what guests see of the processor (a key of `cpuid.LEVELS`), `release` is what it says it is.
+    `command_line` is what Xen would have been started with for the same machine.
     """
 
     def __init__(
@@ -94,10 +96,12 @@ class Hypervisor:
         pc: Pc | None = None,
         cpu_level: str = "host",
         release: Release = RELEASES[DEFAULT_RELEASE],
+        command_line: str = "",
     ) -> None:
         self.ram = ram
         self.cpu_level = cpu_level
         self.release = release
+        self.command_line = command_line
         self.engine = engine
         self.clock = clock
         self.host = host
@@ -153,6 +157,8 @@ class Hypervisor:
         engine.attach(self.traps, native_exits.shortcuts(self))
         if pc is not None:
             self._map_devices(pc)
+        for line in banner(self):
+            self.log.write(line)
 
     def _add_memory(self) -> None:
         if self.pc is None:

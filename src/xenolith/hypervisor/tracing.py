@@ -1,7 +1,7 @@
 """Tracing: which hypercalls domains make, in the buffers that `xentrace` reads in a control domain.
 
-Facts are those of Xen 4.17's xen/common/trace.c and xen/arch/x86/trace.c. Everything runs on one processor, so there is
-one buffer. Of the events that Xen has these are recorded: hypercalls, calls in a multicall, and, before the first
+Facts are those of Xen 4.17's xen/common/trace.c and xen/arch/x86/trace.c. Domains see one processor, so there is one
+buffer. Of the events that Xen has these are recorded: hypercalls, calls in a multicall, and, before the first
 hypercall of another vCPU than the one before, that the processor has gone over to it.
 
 While nobody traces nothing of this is called: handlers are wrapped only as long as a machine does.

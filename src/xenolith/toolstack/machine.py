@@ -22,7 +22,7 @@ from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.machine import Hypervisor
 from xenolith.hypervisor.release import RELEASES
-from xenolith.loader import pv
+from xenolith.loader import arrangement, pv
 from xenolith.machine.clock import HostClock, VirtualClock
 from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
 from xenolith.machine.ram import Ram
@@ -114,7 +114,9 @@ class Machine:
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
             self._serial.listen(self.host, self.pc.serial.feed)
         release = RELEASES[config.xen_version]
-        self.hv = Hypervisor(self.ram, self.engine, self.clock, self.host, self.pc, config.cpu, release)
+        self.hv = Hypervisor(
+            self.ram, self.engine, self.clock, self.host, self.pc, config.cpu, release, _command_line(config)
+        )
         self.hv.console_sink = self._hypervisor_console
         self.hv.console_source = self._take_typed
         self.terminals = Terminals(directory)
@@ -233,6 +235,10 @@ class Machine:
             raise UserError(
                 f"{config.name} cannot be started: {error.reason or error}", "this is a bug of Xenolith"
             ) from error
+        if spec.flags & SIF_INITDOMAIN:
+            for line in arrangement.describe(f"Dom{domain.domid}", spec, layout, p2m):
+                self.hv.log.write(line)
+            self.hv.log.write(f"Dom{domain.domid} has maximum {config.max_vcpus} VCPUs")
         return day
 
     def _populate(self, domain: Domain, frames: int) -> npt.NDArray[np.uint64]:
@@ -328,6 +334,15 @@ def _ram_ranges(memory_map: MemoryMap) -> list[range]:
     if memory_map.top_frame << 12 > HIGH_RAM_START:
         ranges.append(range(HIGH_RAM_START, memory_map.top_frame << 12))
     return ranges
+
+
+def _command_line(config: MachineConfig) -> str:
+    """What Xen would be told of the domain that drives the hardware. xl takes from it that its memory stays."""
+    first = next((d for d in config.domains if Capability.HARDWARE in d.capabilities and not d.services), None)
+    if first is None:
+        return ""
+    size = f"{first.memory >> 20}M" if not first.memory % (1 << 20) else f"{first.memory >> 10}K"
+    return f"dom0_mem={size},max:{size} dom0_max_vcpus={first.max_vcpus}"
 
 
 def _flags(capabilities: Capability) -> int:

@@ -132,8 +132,8 @@ def guest_handle(hv: Hypervisor, caller: Vcpu, vaddr: int) -> None:
 
 @operation(HYPERVISOR_xen_version, XENVER_commandline, raw=True)
 def commandline(hv: Hypervisor, caller: Vcpu, vaddr: int) -> None:
-    """The hypervisor's own command line: it has none. Only a control domain may know so."""
-    text = "" if caller.domain.can(Capability.CONTROL) else DENIED
+    """The hypervisor's own command line, which only a control domain may know."""
+    text = hv.command_line if caller.domain.can(Capability.CONTROL) else DENIED
     _write_text(hv, caller, vaddr, text, XEN_COMMANDLINE_LEN)
 
 

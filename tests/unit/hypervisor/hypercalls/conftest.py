@@ -39,6 +39,7 @@ class Machine(StandIn):
         load_all()
         self.engine = Processor()
         self.release = RELEASES[DEFAULT_RELEASE]
+        self.command_line = "dom0_mem=64M"
         clock = SimpleNamespace(virtual=True, now_ns=lambda: 1_000_000, wall_ns=lambda: 1_704_067_200_000_000_000)
         self.pc = Pc(64 << 20, clock, 1, lambda data: None, lambda: None, lambda: None)
         self.pirqs = Pirqs(self)  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def test_handle_is_the_callers_own(machine: Machine, guest: Domain, driver: Doma
 
 def test_command_line_is_for_control_domains(machine: Machine, guest: Domain, driver: Domain) -> None:
     assert answer(machine, guest, XENVER_commandline, 1024).rstrip(b"\0") == b"<denied>"
-    assert answer(machine, driver, XENVER_commandline, 1024) == bytes(1024)
+    assert answer(machine, driver, XENVER_commandline, 1024).rstrip(b"\0") == b"dom0_mem=64M"
 
 
 def test_build_id(machine: Machine, guest: Domain, driver: Domain) -> None:
