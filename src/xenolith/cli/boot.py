@@ -102,9 +102,9 @@ def command(
     first = config.domains[0]
     if unattended and machine is None and first.command is None and first.ramdisk is None and not _has_root(first):
         config.domains[0] = replace(first, command=SELF_DESCRIPTION)
+    _give_memory(config, machine_memory, served)
     if not served:
         sys.exit(run_machine(config, timeout, log, symbols, as_json))
-    _give_memory(config, machine_memory)
     sys.exit(_serve(config, detach, lambda place, up: run_machine(config, timeout, log, symbols, as_json, place, up)))
 
 
@@ -144,13 +144,13 @@ def _override(config: MachineConfig, kernel: str | None, given: dict[str, Any], 
     config.domains[at] = replace(first, kernel=kernel) if kernel is not None else first
 
 
-def _give_memory(config: MachineConfig, given: str | None) -> None:
+def _give_memory(config: MachineConfig, given: str | None, served: bool) -> None:
     """A machine in which guests come and go has memory for them; the host's is only used as far as they use it."""
     from xenolith.toolstack.values import parse_size
 
     if given is not None:
         config.memory = parse_size(given, "--machine-memory")
-    elif config.memory is None and not config.spare_memory:
+    elif served and config.memory is None and not config.spare_memory:
         config.spare_memory = _SPARE_MEMORY
 
 
