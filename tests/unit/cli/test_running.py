@@ -1,12 +1,24 @@
-"""What the verbs that run guests say of the engine."""
+"""What the verbs that run guests offer, and what they say of the engine."""
 
 from __future__ import annotations
 
+import click
 import pytest
 
+from xenolith.cli.run import command
 from xenolith.cli.running import warn_of_engine
 from xenolith.cpu import unicorn
+from xenolith.cpu.choose import ENGINES
+from xenolith.hypervisor.cpuid import LEVELS
+from xenolith.hypervisor.release import RELEASES
 from xenolith.machine.ram import Ram
+
+
+@pytest.mark.parametrize(("name", "choices"), [("engine", ENGINES), ("cpu", LEVELS), ("xen_version", RELEASES)])
+def test_what_can_be_chosen_is_all_that_there_is(name: str, choices: object) -> None:
+    option = next(parameter for parameter in command.params if parameter.name == name)
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == set(choices)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("size", [None, 0x8000])
