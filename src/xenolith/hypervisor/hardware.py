@@ -10,10 +10,12 @@ from xenolith.abi.types import PAGE_SHIFT
 from xenolith.hypervisor import ranges
 from xenolith.hypervisor.domain import Domain
 from xenolith.machine.buses import ALL_ONES
-from xenolith.machine.e820 import ECAM_LENGTH, ECAM_START
+from xenolith.machine.devices.hpet import HPET_BYTES
+from xenolith.machine.e820 import ECAM_LENGTH, ECAM_START, HPET_START
 from xenolith.machine.pci import BarKind, PciFunction
 
 _ECAM: Final = range(ECAM_START, ECAM_START + ECAM_LENGTH)
+_HPET: Final = range(HPET_START, HPET_START + HPET_BYTES)
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
@@ -84,11 +86,12 @@ def read(hv: Hypervisor, pc: Pc, maddr: int, width: int) -> int:
 
 
 def write(hv: Hypervisor, pc: Pc, maddr: int, width: int, value: int) -> None:
-    """The running guest writes to a device. The hypervisor has the tables of interrupt messages: they stay as they are.
+    """The running guest writes to a device. The hypervisor has the tables of interrupt messages, and the event timer,
+    which all may read: they stay as they are.
 
-    (Xen lets guests map them read-only: mmio_ro_ranges of xen/arch/x86/msi.c.)
+    (Xen lets guests map them read-only: mmio_ro_ranges of xen/arch/x86/msi.c, dom0_setup_permissions with ro-hpet.)
     """
-    if maddr in _ECAM and not _configures(hv, maddr):
+    if (maddr in _ECAM and not _configures(hv, maddr)) or maddr in _HPET:
         return
     if not any(maddr in table for table in hv.iommu.message_tables()):
         pc.mmio.write(maddr, width, value)

@@ -49,6 +49,7 @@ from xenolith.hypervisor.tracing import Tracing
 from xenolith.hypervisor.traps import Traps
 from xenolith.hypervisor.vcpu import INFO_CR2, UPCALL_MASK, Vcpu
 from xenolith.hypervisor.xenspace import XenSpace
+from xenolith.machine.devices.hpet import CONFIGURATION, ENABLE
 
 if TYPE_CHECKING:
     from xenolith.cpu.engine import Cpu, Engine
@@ -173,6 +174,7 @@ class Hypervisor:
         """Everything outside RAM goes to the memory-mapped bus, where what nobody claims reads all ones."""
         pc.install_firmware(self.ram.bytes)
         pc.pci.iommu = self.iommu
+        pc.hpet.write_mmio(CONFIGURATION, 8, ENABLE)
         for space in self.engine.unmapped(_DEVICE_SPACE_END):
             self.engine.map_mmio(
                 space.start,

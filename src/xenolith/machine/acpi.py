@@ -1,6 +1,7 @@
-"""The ACPI tables of the PC: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG and a DSDT.
+"""The ACPI tables of the PC: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG, HPET and a DSDT.
 
-Source: ACPI specification 6.4; MCFG: PCI Firmware Specification 3.0, section 4.1.2.
+Source: ACPI specification 6.4; MCFG: PCI Firmware Specification 3.0, section 4.1.2; HPET: IA-PC HPET
+Specification 1.0a, section 3.2.4.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import struct
 
 from xenolith.machine import aml
-from xenolith.machine.devices import acpi_pm, reset, rtc, serial
+from xenolith.machine.devices import acpi_pm, hpet, reset, rtc, serial
 from xenolith.machine.e820 import (
     ECAM_BUSES,
     ECAM_LENGTH,
     ECAM_START,
+    HPET_START,
     IOAPIC_START,
     LAPIC_START,
     PCI_WINDOWS,
@@ -58,6 +60,7 @@ _ACTIVE_HIGH_LEVEL = 0x000D
 _ACTIVE_HIGH_EDGE = 0x0005
 _ALL_CPUS = 0xFF
 _PIT_GSI = 2
+_HPET_LEAST = 100
 
 _OSC_PCI_UUID = "33db4d5b-1ff7-401c-9657-7441c03dd766"
 _OSC_CONTROL_GRANTED = 0x1F
@@ -184,6 +187,12 @@ def _mcfg() -> bytes:
     return _table(b"MCFG", 1, struct.pack("<8xQHBB4x", ECAM_START, 0, 0, _LAST_BUS))
 
 
+def _hpet() -> bytes:
+    """The event timer: what its capabilities say, where it is, its number, and the least that it can wait (ticks)."""
+    place = struct.pack("<BBBBQ", 0, 64, 0, 0, HPET_START)
+    return _table(b"HPET", 1, struct.pack("<I", hpet.EVENT_BLOCK) + place + struct.pack("<BHB", 0, _HPET_LEAST, 0))
+
+
 def _osc() -> bytes:
     """The host bridge's _OSC (6.2.11): grants the operating system every PCI Express feature it may be granted."""
     return aml.method(
@@ -266,8 +275,14 @@ def _dsdt() -> bytes:
         aml.name("_HID", aml.eisa_id("PNP0C02")),
         aml.name("_CRS", aml.resource_template(aml.memory32_fixed(ECAM_START, ECAM_LENGTH))),
     )
+    event_timer = aml.device(
+        "HPET",
+        aml.name("_HID", aml.eisa_id("PNP0103")),
+        aml.name("_UID", aml.ZERO),
+        aml.name("_CRS", aml.resource_template(aml.memory32_fixed(HPET_START, hpet.HPET_BYTES))),
+    )
     sleep = aml.integer(acpi_pm.S5_SLEEP_TYPE)
-    body = aml.scope("\\_SB", _host_bridge(isa_bridge), motherboard)
+    body = aml.scope("\\_SB", _host_bridge(isa_bridge), motherboard, event_timer)
     return _table(b"DSDT", 2, body + aml.name("\\_S5", aml.package(sleep, sleep, aml.ZERO, aml.ZERO)))
 
 
@@ -299,7 +314,7 @@ def build_acpi(memory_map: MemoryMap, cpus: int) -> list[tuple[int, bytes]]:
         return maddr
 
     dsdt = place(_dsdt())
-    described = [place(_fadt(facs_maddr, dsdt)), place(_madt(cpus)), place(_mcfg())]
+    described = [place(_fadt(facs_maddr, dsdt)), place(_madt(cpus)), place(_mcfg()), place(_hpet())]
     rsdt = place(_table(b"RSDT", 1, struct.pack(f"<{len(described)}I", *described)))
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(described)}Q", *described)))
     return [(RSDP_MADDR, _rsdp(rsdt, xsdt)), (facs_maddr, _facs()), *placed]

@@ -9,11 +9,20 @@ from xenolith.errors import UserError
 from xenolith.machine.acpi import MAX_CPUS, build_acpi
 from xenolith.machine.buses import MmioBus, PortBus
 from xenolith.machine.devices.acpi_pm import PM_BASE, SCI_IRQ, AcpiPm
+from xenolith.machine.devices.hpet import HPET_BYTES, Hpet
 from xenolith.machine.devices.pit import Pit
 from xenolith.machine.devices.reset import ResetPorts
 from xenolith.machine.devices.rtc import RTC_IRQ, Rtc, cmos_contents
 from xenolith.machine.devices.serial import COM1, COM1_IRQ, Serial
-from xenolith.machine.e820 import EBDA_START, ECAM_LENGTH, ECAM_START, IOAPIC_START, LOW_RAM_LIMIT, MemoryMap
+from xenolith.machine.e820 import (
+    EBDA_START,
+    ECAM_LENGTH,
+    ECAM_START,
+    HPET_START,
+    IOAPIC_START,
+    LOW_RAM_LIMIT,
+    MemoryMap,
+)
 from xenolith.machine.interrupts import IoApic
 from xenolith.machine.pci import PciBus, PciConfigPorts, PciFunction, host_bridge, lpc_bridge
 from xenolith.machine.ram import PAGE_SIZE
@@ -72,8 +81,9 @@ class Pc:
         self.pci_config = PciConfigPorts(self.pci)
         self.serial = Serial(serial_sink, self.ioapic.line(COM1_IRQ))
         self.pit = Pit(clock)
+        self.hpet = Hpet(clock, lambda gsi, level: self.ioapic.line(gsi)(level))
         low_bytes = min(ram_bytes, LOW_RAM_LIMIT)
-        self.rtc = Rtc(clock, self.ioapic.line(RTC_IRQ), cmos_contents(low_bytes, ram_bytes - low_bytes))
+        self.rtc = Rtc(clock, self._rtc_line, cmos_contents(low_bytes, ram_bytes - low_bytes))
         self.acpi_pm = AcpiPm(clock, self.ioapic.line(SCI_IRQ), power_off)
         self._attach(ResetPorts(reset), devices or {})
 
@@ -85,6 +95,7 @@ class Pc:
         self.pci_config.attach(self.ports)
         reset_ports.attach(self.ports)
         self.mmio.claim(range(IOAPIC_START, IOAPIC_START + PAGE_SIZE), self.ioapic)
+        self.mmio.claim(range(HPET_START, HPET_START + HPET_BYTES), self.hpet)
         self.mmio.claim(range(ECAM_START, ECAM_START + ECAM_LENGTH), self.pci)
         self.pci.add(host_bridge(), 0)
         self.pci.add(lpc_bridge(PM_BASE), 0x1F)
@@ -95,11 +106,17 @@ class Pc:
 
     def deadline(self) -> int | None:
         """The system time (ns) at which `poll` must be called for a device's interrupt to be in time, or None."""
-        return self.rtc.deadline()
+        deadlines = (self.rtc.deadline(), self.hpet.deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def poll(self) -> None:
         """Let the devices that work by time raise what is due."""
         self.rtc.poll()
+        self.hpet.poll()
+
+    def _rtc_line(self, level: bool) -> None:
+        if not self.hpet.replaces_legacy_interrupts:
+            self.ioapic.line(RTC_IRQ)(level)
 
     def firmware(self) -> list[tuple[int, bytes]]:
         """What firmware leaves behind in memory: each piece with its machine address (bytes)."""
