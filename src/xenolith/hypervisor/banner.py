@@ -6,7 +6,7 @@ xen/drivers/char/console.c and xen/drivers/passthrough/iommu.c.
 
 from __future__ import annotations
 
-import platform
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -26,8 +26,8 @@ _KINDS: Final = {_RAM: "usable", 2: "reserved", 3: "ACPI data", 4: "ACPI NVS", 5
 
 def banner(hv: Hypervisor) -> Iterator[str]:
     """The lines, without the prefix that the log gives each."""
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    yield f"Xen version {hv.release.text} (xenolith {__version__}) ({python})"
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield f"Xen version {hv.release.text} (xenolith {__version__}) (Python {python})"
     yield f"Latest ChangeSet: {CHANGESET}"
     yield f"Command line: {hv.command_line}".rstrip()
     yield from _memory(hv)
