@@ -18,7 +18,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "src/xenolith/hypervisor/exits.so"
-SOURCES = ("src/xenolith/hypervisor/exits.c", "src/xenolith/cpu/processor.h")
+COMPILED = ("src/xenolith/hypervisor/exits.c", "src/xenolith/hypervisor/tables.c")
+SOURCES = (*COMPILED, "src/xenolith/hypervisor/machine.h", "src/xenolith/cpu/processor.h")
 
 
 def compile_library(root: Path) -> bool:
@@ -31,7 +32,7 @@ def compile_library(root: Path) -> bool:
     command = [
         *shlex.split(os.environ.get("CC", "cc")),
         *("-std=c11", "-O2", "-fPIC", "-shared", f'-DSOURCES="{checksum}"'),
-        *("-o", str(library), str(root / SOURCES[0])),
+        *("-o", str(library), *(str(root / source) for source in COMPILED)),
     ]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0

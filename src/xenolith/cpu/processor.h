@@ -43,6 +43,9 @@ struct processor {
     uint64_t *root;                     /* what the engine last loaded into CR3 */
     uint32_t (*arithmetic_flags)(struct cpu_state *, int cc_op);
     void (*set_root)(struct cpu_state *, uint64_t root);
+    void *processor;                    /* the library's CPUState */
+    void (*flush)(void *processor);
+    void (*flush_page)(void *processor, uint64_t vaddr);
     void (*syscall)(void);              /* the engine's own hooks, */
     void (*exception)(void *, uint32_t);/* for everything that native code leaves alone */
 };

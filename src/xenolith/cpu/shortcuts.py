@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_void_p
 from typing import ClassVar, Final, NamedTuple
 
-STATE_FIELDS: Final = ("eflags", "cc_src", "cc_op", "df", "hflags", "segments", "gdt", "cr")
+STATE_FIELDS: Final = ("eflags", "cc_src", "cc_op", "df", "hflags", "segments", "ldt", "gdt", "cr")
 """Fields of struct cpu_state (processor.h) of which native code says where it expects them."""
 
 
@@ -21,6 +21,9 @@ class Processor(Structure):
         ("root", c_void_p),
         ("arithmetic_flags", c_void_p),
         ("set_root", c_void_p),
+        ("processor", c_void_p),
+        ("flush", c_void_p),
+        ("flush_page", c_void_p),
         ("syscall", c_void_p),
         ("exception", c_void_p),
     ]

@@ -101,7 +101,7 @@ _LDT: Final = 328
 _GDT: Final = 376
 _CR0: Final = 424
 _CR2: Final = 440
-_STATE_LAYOUT: Final = (_EFLAGS, _CC_SRC, _CC_OP, _DF, _HFLAGS, _SEGMENTS, _GDT, _CR0)
+_STATE_LAYOUT: Final = (_EFLAGS, _CC_SRC, _CC_OP, _DF, _HFLAGS, _SEGMENTS, _LDT, _GDT, _CR0)
 """Of STATE_FIELDS."""
 _CC_OP_EFLAGS: Final = 1
 _HF_TS: Final = 1 << 11
@@ -763,6 +763,9 @@ class UnicornEngine:
         processor.root = ctypes.addressof(self._cr3)
         processor.arithmetic_flags = ctypes.cast(arithmetic_flags, ctypes.c_void_p)
         processor.set_root = ctypes.cast(set_root, ctypes.c_void_p)
+        processor.processor = self._cpu_pointer
+        processor.flush = ctypes.cast(self._lib.tlb_flush_x86_64, ctypes.c_void_p)
+        processor.flush_page = ctypes.cast(self._lib.tlb_flush_page_x86_64, ctypes.c_void_p)
         processor.syscall = ctypes.cast(syscall, ctypes.c_void_p)
         processor.exception = ctypes.cast(exception, ctypes.c_void_p)
         self._keep += (shortcuts, syscall, exception)

@@ -3,11 +3,7 @@
  * the exit, which is also what happens where this file was not compiled. hypervisor/native_exits.py has the structures.
  */
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <string.h>
-
-#include "../cpu/processor.h"
+#include "machine.h"
 
 #define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
@@ -19,7 +15,6 @@
 #define FLAG_AC (1u << 18)
 #define FLAG_ID (1u << 21)
 #define FLAG_FIXED (1u << 1)
-#define FLAGS_ARITHMETIC 0x8D5u
 
 #define CC_OP_EFLAGS 1
 #define HF_TS (1u << 11)
@@ -36,13 +31,6 @@
 #define FLAT_DATA 0x00CFF3000000FFFFull
 #define IN_LDT 4
 
-#define PRESENT 1
-#define WRITABLE 3
-#define ADDRESS 0x000FFFFFFFFFF000ull
-#define CANONICAL_LOW_END 0x0000800000000000ull
-#define HYPERVISOR_START 0xFFFF800000000000ull
-#define HYPERVISOR_END 0xFFFF880000000000ull
-
 #define UPCALL_PENDING 0
 #define UPCALL_MASK 1
 #define INFO_CR2 16
@@ -51,15 +39,17 @@
 #define PAGE_FAULT 14
 #define PF_PRESENT_WRITE 3
 #define PF_USER 4
-#define TYPE_L1 1
-#define FRAME_EXECUTABLE 4
+#define ASSIST_WRITABLE_PAGETABLES 2
 #define ASSIST_ARCHITECTURAL_IOPL 4
 #define IN_SYSCALL (1u << 8)
 
+#define HYPERCALL_MMU_UPDATE 1
 #define HYPERCALL_STACK_SWITCH 3
 #define HYPERCALL_FPU_TASKSWITCH 5
+#define HYPERCALL_UPDATE_VA_MAPPING 14
 #define HYPERCALL_IRET 23
 #define HYPERCALL_SET_SEGMENT_BASE 25
+#define HYPERCALL_MMUEXT_OP 26
 #define SEGBASE_FS 0
 #define SEGBASE_GS_USER 1
 #define SEGBASE_GS_KERNEL 2
@@ -67,62 +57,10 @@
 
 #define SYSCALL_LENGTH 2
 
-struct gate {
-    uint64_t address;
-    uint16_t selector;
-    uint8_t dpl;
-    uint8_t masks_events;
-};
-
-struct callback {
-    uint64_t address;
-    uint8_t masks_events;
-};
-
-struct hypercalls {
-    uint64_t made;
-    uint64_t calls[16][5];
-};
-
-struct domain {
-    int32_t domid;
-    uint64_t vm_assist;
-};
-
-struct vcpu {
-    struct domain *domain;
-    uint64_t info_maddr;
-    uint64_t kernel_root;
-    uint64_t user_root;
-    uint64_t kernel_sp;
-    uint64_t kernel_ss;
-    uint64_t other_gs_base;
-    uint32_t upcall_streak;
-    uint8_t iopl;
-    uint8_t kernel_mode;
-    uint8_t nmi_pending;
-    struct callback callbacks[8];
-    struct hypercalls hypercalls;
-    struct gate traps[256];
-};
-
-struct machine {
-    struct processor processor;
-    struct vcpu *current;
-    uint8_t *ram;
-    uint64_t ram_size;
-    uint8_t *frame_types;
-    uint32_t *frame_type_counts;
-    uint8_t *frame_flags;
-    uint64_t *epoch;
-    uint64_t hypercall_counts[64];
-    uint8_t reschedule, traced;
-};
-
 /* Sizes and offsets, which native_exits.py compares with its own. */
 const uint32_t xenolith_layout[] = {
     sizeof(struct machine), sizeof(struct vcpu), sizeof(struct domain), sizeof(struct gate), sizeof(struct callback),
-    offsetof(struct machine, current), offsetof(struct machine, hypercall_counts), offsetof(struct machine, reschedule),
+    sizeof(struct processor), offsetof(struct machine, current), offsetof(struct machine, hypercall_counts), offsetof(struct machine, reschedule),
     offsetof(struct vcpu, info_maddr), offsetof(struct vcpu, kernel_mode), offsetof(struct vcpu, callbacks),
     offsetof(struct vcpu, hypercalls), offsetof(struct vcpu, traps),
 };
@@ -131,7 +69,7 @@ const uint32_t xenolith_layout[] = {
 const uint32_t xenolith_state_layout[] = {
     offsetof(struct cpu_state, eflags), offsetof(struct cpu_state, cc_src), offsetof(struct cpu_state, cc_op),
     offsetof(struct cpu_state, df), offsetof(struct cpu_state, hflags), offsetof(struct cpu_state, segments),
-    offsetof(struct cpu_state, gdt), offsetof(struct cpu_state, cr),
+    offsetof(struct cpu_state, ldt), offsetof(struct cpu_state, gdt), offsetof(struct cpu_state, cr),
 };
 
 static const char sources[] __attribute__((used)) = SOURCES;
@@ -141,54 +79,16 @@ const char *xenolith_sources(void)
     return sources;
 }
 
-/* -- memory ------------------------------------------------------------------------------------------------------------ */
-
-#define NOWHERE UINT64_MAX
-
-static uint64_t word(const struct machine *m, uint64_t maddr)
-{
-    uint64_t value = 0;
-    if (maddr + 8 <= m->ram_size)
-        memcpy(&value, m->ram + maddr, 8);
-    return value;
-}
-
-/* The machine address of `vaddr` under the L4 at `root`; NOWHERE if some level lacks one of the flags `needed`. */
-static uint64_t translate(const struct machine *m, uint64_t root, uint64_t vaddr, uint64_t needed)
-{
-    uint64_t table = root;
-    for (int shift = 39; shift >= 12; shift -= 9) {
-        uint64_t entry = word(m, table + (vaddr >> shift & 511) * 8);
-        if ((entry & needed) != needed)
-            return NOWHERE;
-        table = entry & ADDRESS;
-    }
-    return table < m->ram_size ? table | (vaddr & 0xFFF) : NOWHERE;
-}
-
-/* The same for an address of the guest's. */
-static uint64_t walk(const struct machine *m, uint64_t root, uint64_t vaddr, uint64_t needed)
-{
-    if (vaddr >= CANONICAL_LOW_END && vaddr < HYPERVISOR_END)
-        return NOWHERE;
-    return translate(m, root, vaddr, needed);
-}
-
-static bool within_page(uint64_t vaddr, uint64_t size)
-{
-    return (vaddr & 0xFFF) + size <= 4096;
-}
-
 /* -- the processor ------------------------------------------------------------------------------------------------------ */
 
-static uint64_t flags_of(const struct machine *m)
+uint64_t flags_of(const struct machine *m)
 {
     struct cpu_state *s = m->processor.state;
     uint64_t arithmetic = s->cc_op == CC_OP_EFLAGS ? s->cc_src : m->processor.arithmetic_flags(s, (int)s->cc_op);
     return (s->eflags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | arithmetic | FLAG_FIXED | (s->df == 1 ? 0 : FLAG_DF);
 }
 
-static void set_flags(struct cpu_state *s, uint64_t flags)
+void set_flags(struct cpu_state *s, uint64_t flags)
 {
     s->eflags = (flags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | FLAG_FIXED;
     s->cc_src = flags & FLAGS_ARITHMETIC;
@@ -257,6 +157,13 @@ static bool event_follows(const uint8_t *info, uint8_t mask)
     return info[UPCALL_PENDING] && !mask;
 }
 
+void load_root(struct machine *m, uint64_t root)
+{
+    *m->epoch += 1;
+    *m->processor.root = root;
+    m->processor.set_root(m->processor.state, root);
+}
+
 static void toggle_mode(struct machine *m, struct vcpu *v)
 {
     struct cpu_state *s = m->processor.state;
@@ -264,9 +171,7 @@ static void toggle_mode(struct machine *m, struct vcpu *v)
     s->segments[GS].base = v->other_gs_base;
     v->other_gs_base = base;
     v->kernel_mode = !v->kernel_mode;
-    *m->epoch += 1;
-    *m->processor.root = v->kernel_mode ? v->kernel_root : v->user_root;
-    m->processor.set_root(s, *m->processor.root);
+    load_root(m, v->kernel_mode ? v->kernel_root : v->user_root);
 }
 
 /* What of the interrupted code goes into the frame on the kernel's stack. */
@@ -452,6 +357,12 @@ static bool hypercall(struct machine *m, struct vcpu *v)
         } else if (call[0] == HYPERCALL_FPU_TASKSWITCH) {
             fpu_taskswitch(s, (uint32_t)call[1] != 0);
             done = true;
+        } else if (call[0] == HYPERCALL_MMU_UPDATE) {
+            done = mmu_update(m, v, call[1], (uint32_t)call[2], call[3], (uint32_t)call[4]);
+        } else if (call[0] == HYPERCALL_MMUEXT_OP) {
+            done = mmuext_op(m, v, call[1], (uint32_t)call[2], call[3], (uint32_t)call[4]);
+        } else if (call[0] == HYPERCALL_UPDATE_VA_MAPPING) {
+            done = update_va_mapping(m, v, call[1], call[2], call[3]);
         }
         if (done)
             s->regs[RAX] = 0;
@@ -472,7 +383,7 @@ void xenolith_syscall(void *uc, struct machine *m)
 
 /* -- exceptions --------------------------------------------------------------------------------------------------------- */
 
-/* Whether a fault on `address` is a write to a page table that ptwr.py has to look at. */
+/* Whether a fault on `address` is a write to a page table, and perhaps one to be carried out. */
 static bool is_table_write(const struct machine *m, const struct vcpu *v, uint64_t error, uint64_t address)
 {
     if ((error & PF_PRESENT_WRITE) != PF_PRESENT_WRITE || !v->kernel_mode)
@@ -486,8 +397,10 @@ static bool page_fault(struct machine *m, struct vcpu *v, struct interrupted *fr
 {
     uint64_t address = m->processor.state->cr[2];
     uint32_t error = (uint32_t)*m->processor.error_code;
-    if ((address >= CANONICAL_LOW_END && address < HYPERVISOR_END) || is_table_write(m, v, error, address))
+    if (!is_guest_address(address))
         return false;
+    if (is_table_write(m, v, error, address))
+        return v->domain->vm_assist >> ASSIST_WRITABLE_PAGETABLES & 1 && table_write(m, v, address);
     from->has_error = true;
     from->error = v->kernel_mode ? error & ~(uint32_t)PF_USER : error | PF_USER;
     if (!bounce(m, v, v->traps[PAGE_FAULT].address, v->traps[PAGE_FAULT].masks_events, from))

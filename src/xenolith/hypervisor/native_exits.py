@@ -22,7 +22,10 @@ SWITCH: Final = "XENOLITH_NATIVE"
 """The environment variable that switches the helper off if it is "0"."""
 _HERE: Final = Path(__file__).parent
 _LIBRARY: Final = _HERE / "exits.so"
-_SOURCES: Final = (_HERE / "exits.c", _HERE.parent / "cpu" / "processor.h")
+_SOURCES: Final = (
+    *(_HERE / name for name in ("exits.c", "tables.c", "machine.h")),
+    _HERE.parent / "cpu" / "processor.h",
+)
 
 
 def missing() -> str | None:
@@ -63,9 +66,9 @@ def shortcuts(hv: Hypervisor) -> Shortcuts | None:
     library, state, frames = _library(), hv.state, hv.frames
     assert library is not None
     state.ram, state.ram_size = hv.ram.host_address, frames.total << 12
-    state.frame_types = frames.types.ctypes.data
-    state.frame_type_counts = frames.type_counts.ctypes.data
-    state.frame_flags = frames.all_flags.ctypes.data
+    state.frame_owners, state.frame_counts = frames.owners.ctypes.data, frames.counts.ctypes.data
+    state.frame_types, state.frame_type_counts = frames.types.ctypes.data, frames.type_counts.ctypes.data
+    state.frame_flags, state.frame_stale_epochs = frames.all_flags.ctypes.data, frames.stale_epochs.ctypes.data
     state.epoch = ctypes.addressof(frames.epoch_counter)
     syscall, exception = (
         ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -137,9 +137,12 @@ class MachineState(Structure):
     current: int | None
     ram: int
     ram_size: int
+    frame_owners: int
+    frame_counts: int
     frame_types: int
     frame_type_counts: int
     frame_flags: int
+    frame_stale_epochs: int
     epoch: int
     hypercall_counts: Array[c_uint64]
     reschedule: bool
@@ -149,9 +152,12 @@ class MachineState(Structure):
         ("current", c_void_p),
         ("ram", c_void_p),
         ("ram_size", c_uint64),
+        ("frame_owners", c_void_p),
+        ("frame_counts", c_void_p),
         ("frame_types", c_void_p),
         ("frame_type_counts", c_void_p),
         ("frame_flags", c_void_p),
+        ("frame_stale_epochs", c_void_p),
         ("epoch", c_void_p),
         ("hypercall_counts", c_uint64 * 64),
         ("reschedule", c_bool),
@@ -170,6 +176,7 @@ LAYOUT: Final = (
     sizeof(DomainState),
     sizeof(Gate),
     sizeof(Callback),
+    sizeof(Processor),
     *(getattr(MachineState, name).offset for name in ("current", "hypercall_counts", "reschedule")),
     *(getattr(VcpuState, name).offset for name in ("info_maddr", "kernel_mode", "callbacks_", "hypercalls_", "traps_")),
 )

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hypervisor.support import Bench, Clock, Guest, Host
+from tests.unit.hypervisor.native_support import Machine
+from tests.unit.hypervisor.support import Bench, Guest
 from xenolith.abi.hypercalls import (
     HYPERVISOR_fpu_taskswitch,
     HYPERVISOR_iret,
@@ -39,102 +40,22 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
-from xenolith.cpu.unicorn import UnicornEngine
 from xenolith.hypervisor import native_exits
 from xenolith.hypervisor.descriptors import (
-    FLAT_CODE32,
-    FLAT_CODE64,
-    FLAT_DATA,
     XEN_CS32,
     XEN_CS64,
     XEN_SS,
     segment_of,
 )
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
-from xenolith.hypervisor.machine import Hypervisor
 from xenolith.hypervisor.native_exits import SWITCH, checksum, missing
 from xenolith.hypervisor.shared_state import Callback, Gate
-from xenolith.machine.ram import Ram
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no native helper: {missing()}")
 
 NO_DEVICE, PAGE_FAULT = 7, 14
 USER_CS, USER_SS, READ_ONLY, ABSENT, LDT = 0x33, 0x2B, 0x3B, 0x43, 0x0F
-GDT = {1: FLAT_CODE32, 5: FLAT_DATA, 6: FLAT_CODE64, 7: FLAT_DATA & ~(2 << 40), 8: FLAT_CODE64 & ~(1 << 47)}
 UNMAPPED, HOLE, HYPERVISOR = 0x7000_0000_0000, 0x8000_0000_0000, 0xFFFF_8200_0000_0000
-
-
-class Machine(Bench):
-    """The hypervisor on the real processor, which executes nothing."""
-
-    engine: UnicornEngine  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        ram = Ram(256 << 12)
-        Hypervisor.__init__(self, ram, UnicornEngine(ram), Clock(), Host(), None)  # type: ignore[arg-type]
-        self.subject = self.guest(pages=6)
-        gdt = self.give(self.subject.domain, 1)
-        self.table(gdt[0], GDT)
-        self.descriptors.set_gdt(self.subject.vcpu, gdt, 512)
-        self.subject.vcpu.user_root = self.subject.vcpu.kernel_root
-        self.stack = self.subject.data[2]
-        self.frames.flags[self.stack] &= ~FLAG_EXECUTABLE & 0xFF
-        self.engine.switch_to(self.subject.vcpu.cpu)
-        self.asked = 0
-        processor = self.state.processor
-        self.hooks = (
-            ctypes.CFUNCTYPE(None)(processor.syscall),
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)(processor.exception),
-        )
-        self.counting = (
-            ctypes.CFUNCTYPE(None)(self._syscall),
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)(self._exception),
-        )
-        processor.syscall, processor.exception = (ctypes.cast(each, ctypes.c_void_p) for each in self.counting)
-        library = native_exits._library()
-        assert library is not None
-        library.xenolith_syscall.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        library.xenolith_exception.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
-        self.native = (library.xenolith_syscall, library.xenolith_exception)
-        self.at = ctypes.addressof(self.state)
-
-    def _syscall(self) -> None:
-        self.asked += 1
-        self.hooks[0]()
-
-    def _exception(self, uc: int, vector: int) -> None:
-        self.asked += 1
-        self.hooks[1](uc, vector)
-
-    def exit(self, vector: int | None, natively: bool) -> None:
-        """SYSCALL, or an exception, as the engine tells of it."""
-        if vector is None:
-            self.native[0](None, self.at) if natively else self.hooks[0]()
-        elif natively:
-            self.native[1](None, vector, self.at)
-        else:
-            self.hooks[1](None, vector)
-
-    def save(self) -> tuple[Any, ...]:
-        return bytes(self.ram.bytes), bytes(self.engine._live), bytes(self.subject.vcpu), bytes(self.state)
-
-    def restore(self, saved: tuple[Any, ...]) -> None:
-        self.ram.bytes[:], self.engine._live[:] = saved[0], saved[1]
-        ctypes.memmove(ctypes.addressof(self.subject.vcpu), saved[2], len(saved[2]))
-        ctypes.memmove(self.at, saved[3], len(saved[3]))
-        self.frames.epoch_counter.value = 1
-        domain, engine = self.subject.domain, self.engine
-        domain.shutdown_code, domain.crash_reason, domain.crash_report = None, "", None
-        domain.pause_count = 0
-        engine._stopping.value, engine._stepped_syscall, engine._failure = 0, False, None
-
-    def outcome(self) -> tuple[Any, ...]:
-        domain, engine = self.subject.domain, self.engine
-        return (
-            *self.save(),
-            *(self.frames.epoch, domain.shutdown_code, domain.crash_reason),
-            *(engine._cr3.value, engine._stopping.value, engine._stepped_syscall, engine._failure),
-        )
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +144,7 @@ def prepare(machine: Machine, scenario: dict[str, Any]) -> None:
     cpu.gs_base, vcpu.other_gs_base = 0xAAAA_0000, 0xBBBB_0000
     cpu.task_switched = bool(scenario["arguments"][1] & 1)
     vcpu.kernel_mode, vcpu.kernel_sp = scenario["kernel_mode"], place(guest, scenario["kernel_stack"])
-    vcpu.user_root = vcpu.kernel_root if scenario["has_user"] else 0
+    vcpu.user_root = machine.user_root if scenario["has_user"] else 0
     vcpu.iopl, vcpu.nmi_pending, vcpu.upcall_streak = scenario["iopl"], scenario["nmi"], 3
     guest.domain.vm_assist = scenario["assist"]
     for kind in (CALLBACKTYPE_syscall, CALLBACKTYPE_event, CALLBACKTYPE_nmi):
@@ -250,13 +171,7 @@ def test_native_and_python_do_the_same(machine: Machine, scenario: dict[str, Any
     begin = machine.save()
     try:
         prepare(machine, scenario)
-        prepared = machine.save()
-        machine.restore(prepared)
-        machine.exit(scenario["vector"], natively=True)
-        natively = machine.outcome()
-        machine.restore(prepared)
-        machine.exit(scenario["vector"], natively=False)
-        in_python = machine.outcome()
+        natively, in_python = machine.both(scenario["vector"])
     finally:
         machine.restore(begin)
     assert natively == in_python
@@ -353,7 +268,7 @@ def test_a_change_of_the_sources_is_noticed(tmp_path: Path, monkeypatch: pytest.
     changed = tmp_path / "exits.c"
     changed.write_bytes(native_exits._SOURCES[0].read_bytes() + b"\n")
     assert checksum((changed,)) != checksum(native_exits._SOURCES[:1])
-    monkeypatch.setattr(native_exits, "_SOURCES", (changed, native_exits._SOURCES[1]))
+    monkeypatch.setattr(native_exits, "_SOURCES", (changed, *native_exits._SOURCES[1:]))
     native_exits._library.cache_clear()
     try:
         assert missing() == "it was compiled from other sources: install Xenolith again"
