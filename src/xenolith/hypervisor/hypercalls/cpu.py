@@ -225,7 +225,7 @@ def _entry(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> list[int]:
 def _leave(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> None:
     """The iret at `vaddr` of a list. Its result is the RAX that it loads, where the entry can still be written."""
     hv.hypercall_counts[HYPERVISOR_iret] += 1
-    hv.traps.iret(vcpu)
+    HANDLERS[HYPERVISOR_iret](hv, vcpu)
     with suppress(XenError):
         hv.memory.write_u64(vcpu, vaddr + 8, vcpu.cpu.regs[RAX])
 

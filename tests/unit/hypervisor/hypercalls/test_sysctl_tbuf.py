@@ -15,6 +15,7 @@ from xenolith.abi.errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from xenolith.abi.event_channel import VIRQ_TBUF
 from xenolith.abi.hypercalls import (
     HYPERVISOR_grant_table_op,
+    HYPERVISOR_iret,
     HYPERVISOR_mmu_update,
     HYPERVISOR_multicall,
     HYPERVISOR_sysctl,
@@ -115,6 +116,13 @@ def test_calls_in_a_multicall_are_recorded_one_by_one(control: Guest) -> None:
         (trace.TRC_PV_HYPERCALL_V2, (number(HYPERVISOR_multicall, 1), 20)),
         *[(trace.TRC_PV_HYPERCALL_SUBCALL, (HYPERVISOR_vm_assist,))] * 20,
     ]
+
+
+def test_an_iret_that_ends_a_multicall_is_recorded_too(control: Guest) -> None:
+    tracer = Trace(control, trace.TRC_PV)
+    control.put(control.va(1), MulticallEntry(op=HYPERVISOR_iret))
+    control.call(HYPERVISOR_multicall, control.va(1), 1)
+    assert list(tracer.records())[1:] == [(trace.TRC_PV_HYPERCALL_SUBCALL, (HYPERVISOR_iret,))]
 
 
 def test_it_is_told_whose_hypercalls_they_are(hv: Bench, control: Guest) -> None:
