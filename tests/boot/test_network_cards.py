@@ -134,3 +134,26 @@ cmdline = "ip=10.9.0.2"
         assert "3 packets received" in said, said
         (got, _) = machine.run("guest", "wget -q -O - http://10.9.0.1/data | sha256sum", _LIMIT_S).split()
         assert got == hashlib.sha256(_DATA).hexdigest()
+
+
+@pytest.mark.parametrize("model", _MODELS)
+def test_a_guest_drives_a_card_of_the_machine(kernel: Kernel, tmp_path: Path, model: str) -> None:
+    kernel("debian")
+    kernel("debian-cloud")
+    ramdisk = _ramdisk(tmp_path / "ramdisk", model, "--module", "xen-pcifront")
+    with background(tmp_path, "--preset", "split", "--device", f"{model},bridge=inner,mac={_MAC}") as machine:
+        machine.do(
+            *("create", "--name", "driver", "--kernel", "debian", "--ramdisk", ramdisk, "--memory", "160MiB"),
+            *("--cmdline", "ip=10.9.0.1", "--pci", "00:01.0"),
+        )
+        machine.do(
+            *("create", "--name", "guest", "--kernel", "debian-cloud", "--memory", "128MiB"),
+            *("--cmdline", "ip=10.9.0.2", "--vif", "bridge=inner"),
+        )
+        machine.wait_console("driver", "guest:~# ", _LIMIT_S)
+        machine.wait_console("guest", "guest:~# ", _LIMIT_S)
+        assert machine.run("driver", "cat /sys/class/net/eth0/address").strip() == _MAC
+        said = machine.run("guest", "ping -c 3 -W 20 10.9.0.1")
+        assert "3 packets received" in said, said
+        assert "pcifront-msi-x" in machine.run("driver", "cat /proc/interrupts")
+        machine.do("destroy", "driver")
