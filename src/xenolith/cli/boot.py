@@ -43,7 +43,7 @@ dmesg | grep -i -m 4 'xen'
     "devices",
     multiple=True,
     metavar="SPEC",
-    help="A PCI device, as in nvme,target=disk.img; may be given more than once.",
+    help="A PCI device, as in nvme,target=disk.img or virtio-net,user; may be given more than once.",
 )
 @click.option("--serial", type=click.Path(path_type=Path), metavar="FILE", help="Connect com1 to a file or terminal.")
 @run_options
