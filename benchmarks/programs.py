@@ -82,6 +82,14 @@ def card_ramdisk() -> Path:
 
 
 @cache
+def disk_ramdisk() -> Path:
+    """The same with the drivers of disks behind PCI."""
+    drivers = ("nvme", "ahci", "sd_mod", "virtio_pci", "virtio_blk")
+    options = [word for driver in drivers for word in ("--module", driver)]
+    return _made("disk.cpio", *options, "--exec", (_SOURCES / "measure.sh").read_text())
+
+
+@cache
 def control_ramdisk() -> Path:
     """The ramdisk of the peer's control domain, which makes such a guest; raises Unavailable without Debian's `xl`."""
     files_ = ("--file", f"{files().kernel}:/guest/vmlinuz", "--file", f"{measured_ramdisk()}:/guest/ramdisk")

@@ -5,6 +5,7 @@ Source: NVM Express 1.4, chapter 3 (registers), 4.1 (queues), 7.3, 7.5, 7.6 (res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from xenolith.machine.devices.disk_work import DiskWork, Outcome, Submit, serial_number
@@ -209,24 +210,30 @@ class Nvme(PciDevice):
             self._admin.tell_error(_BAD_DOORBELL)
         elif isinstance(queue, SubmissionQueue):
             queue.tail = value
+            self._process([queue])
+            return
         else:
             self._take_answers(queue, value)
-        self._process()
+        self._interrupt()
 
     def _take_answers(self, queue: CompletionQueue, head: int) -> None:
+        """The driver has made room in a queue: what waited for that goes on."""
         try:
-            if queue.move_head(head):
-                self._news[queue.identifier] = queue
+            posted = queue.move_head(head)
         except DmaFault:
             self._fail()
+            return
+        if posted:
+            self._news[queue.identifier] = queue
+            self._process(list(self._queues.submission.values()))
 
-    def _process(self) -> None:
-        """Take commands from all queues in turn, as far as there is room for their answers; then interrupt."""
+    def _process(self, queues: Sequence[SubmissionQueue]) -> None:
+        """Take commands from these queues in turn, as far as there is room for their answers; then interrupt."""
         if self._processing:
             return
         self._processing = True
         try:
-            while sum(self._take(queue) for queue in list(self._queues.submission.values())):
+            while sum(self._take(queue) for queue in queues):
                 pass
         finally:
             self._processing = False
@@ -234,7 +241,7 @@ class Nvme(PciDevice):
 
     def _take(self, queue: SubmissionQueue) -> bool:
         """Take a command and start it; whether there was one that could be taken."""
-        if not self._is_working or queue.head == queue.tail or queue.is_closing or queue.completions.is_blocked:
+        if queue.head == queue.tail or not self._is_working or queue.is_closing or queue.completions.is_blocked:
             return False
         if self._running >= _MAX_RUNNING and queue.identifier:
             return False
@@ -260,6 +267,7 @@ class Nvme(PciDevice):
             self._answer(queue, command, Status.DATA_TRANSFER_ERROR)
 
     def _answer(self, queue: SubmissionQueue, command: Command, status: Status, result: int = 0) -> None:
+        was_full = self._running >= _MAX_RUNNING
         self._running -= 1
         if not self._is_working:
             return
@@ -272,7 +280,7 @@ class Nvme(PciDevice):
         if posted:
             self._news[completions.identifier] = completions
         queue.answered()
-        self._process()
+        self._process(list(self._queues.submission.values()) if was_full else [])
 
     # -- interrupts ---------------------------------------------------------------------------------------------------
 
@@ -283,10 +291,13 @@ class Nvme(PciDevice):
                 self.interrupt(queue.vector)
         self._drive()
 
+    @property
+    def _has_news(self) -> bool:
+        return any(queue.has_news and queue.vector is not None for queue in self._queues.completion.values())
+
     def _drive(self) -> None:
         """The interrupt pin is up while there are answers that the driver has not taken."""
-        pending = any(queue.has_news and queue.vector is not None for queue in self._queues.completion.values())
-        level = pending and not self._masked & 1 and not self.message_vectors
+        level = not self._masked & 1 and not self.message_vectors and self._has_news
         if level != self._pin:
             self._pin = level
             self.set_intx(level)

@@ -342,6 +342,19 @@ def test_rings_go_round_and_answers_wait_for_room(driver: Driver) -> None:
     assert found == wanted
 
 
+def test_more_commands_than_may_run_wait_for_others() -> None:
+    driver = Driver(worker=Worker(at_once=False))
+    driver.start()
+    queues = [Queue(number, 0x10000 + 0x2000 * number, 0x11000 + 0x2000 * number, 64) for number in range(2, 7)]
+    for queue in queues:
+        driver.create_queues(queue)
+        for _ in range(63):
+            driver.put(queue, Io.WRITE, DATA)
+        driver.submit(queue)
+    driver.worker.run_all()
+    assert [len(driver.take(queue)) for queue in queues] == [63] * 5
+
+
 def test_bad_doorbells_are_told_to_who_asks(driver: Driver) -> None:
     first = driver.put(driver.admin, Admin.ASYNC_EVENT)
     driver.submit(driver.admin)
