@@ -21,7 +21,8 @@ from xenolith.loader.modules import ModuleTree
 
 _MODULES: Final = ("virtio_pci", "9pnet_virtio", "9p", "kvm-amd")
 _TESTS: Final = (
-    *("-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "--color=no", "tests/unit/cpu/test_kvm.py"),
+    *("-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "--color=no"),
+    *("tests/unit/cpu/test_kvm.py", "tests/unit/cpu/test_kvm_together.py"),
     # QEMU 7.2 raises #GP for INT n with n * 16 + 2 instead of n * 8 + 2 in 64-bit mode.
     *("--deselect", "tests/unit/cpu/test_kvm.py::test_exceptions[cd0e-exit_6-2]"),
 )
@@ -50,7 +51,7 @@ def main(command: list[str]) -> int:
         ramdisk.write(Initramfs(busybox, script, _MODULES, tree).build())
         ramdisk.flush()
         qemu = [
-            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,+svm", "-m", "3072", "-smp", "1", "-nodefaults"),
+            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,+svm", "-m", "3072", "-smp", "2", "-nodefaults"),
             *("-display", "none", "-serial", "stdio", "-no-reboot", "-machine", "q35"),
             *("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"),
             *("-kernel", str(pulled.file), "-initrd", ramdisk.name, "-append", "console=ttyS0 quiet panic=-1"),

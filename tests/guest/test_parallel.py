@@ -26,8 +26,7 @@ from xenolith.abi.types import DOMID_SELF
 from xenolith.hypervisor import scheduler
 from xenolith.hypervisor.domain import Capability
 
-WRITE_FAULT = (14, 3)
-NOT_MAPPED_FAULT = (14, 2)
+PAGE_FAULT, PRESENT_AND_WRITE = 14, 3
 FRAME = 0x000F_FFFF_FFFF_F000
 ROUNDS = 300_000
 """Of an empty loop, before a hypercall: a tenth of a millisecond, in which the other vCPU comes to run."""
@@ -50,10 +49,10 @@ def together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_SHORTEST_WHILE_NS", 0)
 
 
-def both_get_on(machine: TestMachine, words: list[tuple[PvGuest, int]]) -> bool:
+def both_get_on(machine: TestMachine, words: list[tuple[PvGuest, int]], turns: int = 500) -> bool:
     """Whether there is a turn in which all of these words of guests grow, and no vCPU leaves the guest."""
     vcpus = [vcpu for guest, _ in words for vcpu in guest.domain.vcpus]
-    for _ in range(500):
+    for _ in range(turns):
         exits, before = [vcpu.cpu.exits for vcpu in vcpus], [guest.word(vaddr) for guest, vaddr in words]
         machine.hv.step()
         grown = all(guest.word(vaddr) > old for (guest, vaddr), old in zip(words, before, strict=True))
@@ -73,6 +72,17 @@ def test_vcpus_of_two_guests(machine: TestMachine) -> None:
     for guest in guests:
         guest.begin("spin", guest.page(0))
     assert both_get_on(machine, [(guest, guest.page(0)) for guest in guests])
+
+
+def test_vcpus_that_may_only_run_on_the_same_processor_take_turns(machine: TestMachine, running: PvGuest) -> None:
+    words = [(running, running.page(vcpu)) for vcpu in (0, 1)]
+    for vcpu in (0, 1):
+        running.domain.vcpus[vcpu].hard_affinity = 0b10
+        running.begin("spin", running.page(vcpu), vcpu=vcpu)
+    assert not both_get_on(machine, words, turns=30)
+    assert all(running.word(vaddr) for _, vaddr in words)
+    running.domain.vcpus[0].hard_affinity = 0b11
+    assert both_get_on(machine, words)
 
 
 @pytest.mark.skipif(not HAS_TWO, reason="this host has one processor")
@@ -138,7 +148,7 @@ def test_a_page_that_becomes_a_table_is_written_to_no_more(running: PvGuest, bys
             (HYPERVISOR_mmuext_op, operation, 1, 0, DOMID_SELF),
         ) == [0, 0]
         after = running.word(page)
-        assert running.finish(vcpu=1).fault == WRITE_FAULT
+        assert running.finish(vcpu=1).fault == (PAGE_FAULT, PRESENT_AND_WRITE)
         assert running.word(page) == after
         grew += after > before
         running.machine.check()
@@ -163,7 +173,8 @@ def test_a_frame_that_was_given_back_is_written_to_no_more(running: PvGuest, bys
             (HYPERVISOR_memory_op, XENMEM_populate_physmap, argument),
         ) == [0, 1, 1]
         new = running.word(frames)
-        assert running.finish(vcpu=1).fault == NOT_MAPPED_FAULT
+        vector, error = running.finish(vcpu=1).fault
+        assert (vector, error & PRESENT) == (PAGE_FAULT, 0)
         assert running.hv.ram.frame(new) == bytes(PAGE)
         running.machine.check()
         assert running.map(page, new << 12 | PRESENT | RW | NX) == 0

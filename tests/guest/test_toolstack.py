@@ -82,9 +82,10 @@ def test_what_a_guest_is_given_beside_memory(machine: TestMachine, image: TestIm
     guest = create(machine, wanted)
     domain = machine.hv.domains[guest.domid]
     assert (domain.weight, domain.cap, domain.time_offset_s) == (512, 50, -3600)
+    assert domain.vcpus[0].hard_affinity == 0b11 & (1 << machine.hv.engine.processors) - 1
     machine.do(machine.toolstack.destroy(guest))
     with pytest.raises(UserError, match="CPUs that the machine does not have"):
-        create(machine, config(image, "nowhere", affinity=(0b1, 0b10)))
+        create(machine, config(image, "nowhere", affinity=(0b1, 1 << 8)))
 
 
 def test_local_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from xenolith import __version__
 from xenolith.hypervisor import xstate
 from xenolith.hypervisor.console_ring import RING_BYTES
-from xenolith.hypervisor.cpuid import FAMILY_MODEL_STEPPING, LEVELS, PHYSICAL_CPUS
+from xenolith.hypervisor.cpuid import FAMILY_MODEL_STEPPING, LEVELS
 from xenolith.hypervisor.release import CHANGESET
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def banner(hv: Hypervisor) -> Iterator[str]:
         yield " - Dom0 mode: Strict"
         yield "Interrupt remapping enabled"
     yield f"Allocated console ring of {RING_BYTES >> 10} KiB."
-    yield f"Brought up {PHYSICAL_CPUS} CPUs"
+    yield f"Brought up {hv.engine.processors} CPUs"
 
 
 def _memory(hv: Hypervisor) -> Iterator[str]:

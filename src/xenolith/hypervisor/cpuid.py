@@ -30,8 +30,6 @@ Leaf = tuple[int, int, int, int]
 
 NOTHING: Final[Leaf] = (0, 0, 0, 0)
 
-PHYSICAL_CPUS: Final = 1
-"""Processors of the machine: an engine is one."""
 VENDOR: Final = b"GenuineIntel"
 
 TSC_KHZ: Final = 1_000_000

@@ -6,6 +6,7 @@ which takes longer than an exit alone; so vCPUs with many exits get on faster wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
@@ -38,8 +39,8 @@ class Scheduler:
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
         self._floor_ns = 0
-        self.busy_ns = 0
-        """How long vCPUs have run since power-on."""
+        self.busy_ns: Counter[int] = Counter()
+        """How long vCPUs have run on each processor since power-on."""
         self._capped: WeakSet[Domain] = WeakSet()
         self._period_end_ns = 0
 
@@ -54,12 +55,33 @@ class Scheduler:
         return best
 
     def beside(self, first: Vcpu) -> list[Vcpu]:
-        """Who runs at the same time as `first`, on the other processors."""
-        room = self._hv.engine.processors - 1
-        if not room or not _is_calm(first):
+        """Who runs at the same time as `first`; all of them get a processor on which they may run."""
+        if self._hv.engine.processors == 1:
             return []
-        others = [vcpu for vcpu in self._hv.all_vcpus() if vcpu is not first and _is_calm(vcpu) and _wants(vcpu)]
-        return sorted(others, key=lambda vcpu: vcpu.vruntime_ns)[:room]
+        holders: dict[int, Vcpu] = {}
+        self._place(first, holders, set())
+        chosen = []
+        if _is_calm(first):
+            others = [vcpu for vcpu in self._hv.all_vcpus() if vcpu is not first and _is_calm(vcpu) and _wants(vcpu)]
+            others.sort(key=lambda vcpu: vcpu.vruntime_ns)
+            chosen = [vcpu for vcpu in others if self._place(vcpu, holders, set())]
+        for number, vcpu in holders.items():
+            vcpu.processor = number
+        return chosen
+
+    def _place(self, vcpu: Vcpu, holders: dict[int, Vcpu], tried: set[int]) -> bool:
+        """Find a processor for one more vCPU, to which others may have to make room on another one."""
+        allowed = [number for number in range(self._hv.engine.processors) if vcpu.hard_affinity >> number & 1]
+        allowed.sort(
+            key=lambda number: (number in holders, not vcpu.soft_affinity >> number & 1, number != vcpu.processor)
+        )
+        for number in allowed:
+            if number not in tried:
+                tried.add(number)
+                if number not in holders or self._place(holders[number], holders, tried):
+                    holders[number] = vcpu
+                    return True
+        return False
 
     def others_wait(self, running: Sequence[Vcpu]) -> bool:
         """Whether anybody could run who does not."""
@@ -80,7 +102,7 @@ class Scheduler:
         """A vCPU has run so long."""
         vcpu.vruntime_ns += ran_ns * _DEFAULT_WEIGHT // vcpu.domain.weight
         vcpu.domain.budget_ns -= ran_ns if vcpu.domain.cap else 0
-        self.busy_ns += ran_ns
+        self.busy_ns[vcpu.processor] += ran_ns
         exits = vcpu.cpu.exits
         vcpu.recent_ns += ran_ns
         vcpu.recent_exits += exits - vcpu.exits_seen

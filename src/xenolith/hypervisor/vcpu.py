@@ -21,6 +21,9 @@ INFO_CR2: Final = 16
 INFO_TIME: Final = 32
 """Offsets in struct vcpu_info (public/xen.h)."""
 
+ALL_PROCESSORS: Final = -1
+"""A bitmap, of however many there are."""
+
 
 @dataclass(slots=True)
 class Runstate:
@@ -53,8 +56,11 @@ class Vcpu(VcpuState):
     poll_ports: tuple[int, ...] = ()
     poll_deadline_ns: int = 0
     pause_count: int = 0
-    soft_affinity: int = 1
-    """A bitmap of the processors on which it should run."""
+    hard_affinity: int = ALL_PROCESSORS
+    soft_affinity: int = ALL_PROCESSORS
+    """Bitmaps of the processors on which it may run, and of those on which it should."""
+    processor: int = 0
+    """That on which it runs, or has run."""
 
     traps: ctypes.Array[Gate] = field(init=False)
     """The guest's handlers by vector."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from xenolith.abi.domctl import (
     XEN_DOMCTL_DEV_PCI,
     XEN_SCHEDULER_CREDIT2,
+    XEN_VCPUAFFINITY_HARD,
     XEN_DOMCTL_assign_device,
     XEN_DOMCTL_CDF_iommu,
     XEN_DOMCTL_createdomain,
@@ -28,6 +29,7 @@ from xenolith.abi.domctl import (
     XEN_DOMCTL_scheduler_op,
     XEN_DOMCTL_sendtrigger,
     XEN_DOMCTL_settimeoffset,
+    XEN_DOMCTL_setvcpuaffinity,
     XEN_DOMCTL_setvcpucontext,
     XEN_DOMCTL_unpausedomain,
     XEN_DOMINF_blocked,
@@ -248,6 +250,18 @@ class Control:
         wanted = argument.u.scheduler_op.u.credit2
         wanted.weight, wanted.cap = weight, cap
         self._do(argument)
+
+    def set_affinity(self, domid: int, vcpu: int, processors: int) -> None:
+        """Let a vCPU run on these processors alone (a bitmap). Raises XenError(EINVAL) if none of them is there."""
+        count = self.cpus()
+        argument = self._domctl(XEN_DOMCTL_setvcpuaffinity, domid)
+        argument.u.vcpuaffinity.vcpu, argument.u.vcpuaffinity.flags = vcpu, XEN_VCPUAFFINITY_HARD
+        bitmap = argument.u.vcpuaffinity.cpumap_hard
+        data = (processors & (1 << count) - 1).to_bytes(-(-count // 8), "little")
+        with self._kernel.scratch(len(data)) as place:
+            place.view[:] = data
+            bitmap.bitmap, bitmap.nr_bits = place.vaddr, count
+            self._do(argument)
 
     def _scheduler_op(self, domid: int, command: int) -> XenDomctl:
         argument = self._domctl(XEN_DOMCTL_scheduler_op, domid)

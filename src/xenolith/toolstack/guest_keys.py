@@ -162,8 +162,8 @@ KEYS: Final[dict[str, Key]] = {
         _affinity,
         "text or list",
         '"all"',
-        'The CPUs that it may run on, as in "0-3,^1"; in a list, one text for each vCPU. The machine has one CPU: who'
-        " must run elsewhere is refused.",
+        'The CPUs that it may run on, as in "0-3,^1"; in a list, one text for each vCPU. On Unicorn the machine'
+        " has one CPU, on KVM as many as the host, up to 8; who must run elsewhere is refused.",
     ),
     "weight": Key(
         "weight",

@@ -202,6 +202,8 @@ class Toolstack:
                 "give it less memory, destroy another domain, or start a machine with more",
             ) from None
         self.control.set_scheduling(built.domid, config.weight, config.cap)
+        for vcpu, mask in enumerate(config.affinity[: config.max_vcpus]):
+            self.control.set_affinity(built.domid, vcpu, mask)
         self.control.set_time_offset(built.domid, config.time_offset_s)
         return self._record(config, built, devices)
 

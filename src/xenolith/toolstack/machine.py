@@ -18,7 +18,6 @@ from xenolith.abi.start_info import SIF_INITDOMAIN, SIF_PRIVILEGED
 from xenolith.cpu.choose import create_engine
 from xenolith.errors import UserError
 from xenolith.hypervisor import hardware
-from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.machine import Hypervisor
 from xenolith.hypervisor.release import RELEASES
@@ -189,10 +188,12 @@ class Machine:
 
     def _create(self, config: GuestConfig) -> Domain:
         assert config.uuid is not None
-        config.check_cpus(PHYSICAL_CPUS)
+        config.check_cpus(self.engine.processors)
         domain = self.hv.create_domain(config.name, config.memory >> 12, config.max_vcpus, config.capabilities)
         domain.weight, domain.handle, domain.time_offset_s = config.weight, config.uuid, config.time_offset_s
         self.hv.scheduler.set_cap(domain, config.cap)
+        for vcpu, mask in zip(domain.vcpus, config.affinity, strict=False):
+            vcpu.hard_affinity = mask
         self._limit_hardware(config, domain)
         if config.targets is not None:
             domain.targets = frozenset(

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _MIB: Final = 1 << 20
 _LOG_BYTES: Final = 1 << 20
 _MOST_WEIGHT: Final = 65535
-_MOST_CAP: Final = 100
-"""Of what a machine with one processor has."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TOLD: Final = ("create", "start", "shutdown", "crash", "destroy", "service", "refused", "bug", "unimplemented")
 _REASONS: Final = {0: "poweroff", 1: "reboot", 2: "suspend", 3: "crash", 4: "watchdog", 5: "soft reset"}
@@ -114,7 +112,7 @@ class Verbs:
         frames = self._hv.frames
         return {
             "machine": self._name,
-            "nr_cpus": 1,
+            "nr_cpus": self._machine.engine.processors,
             "total_memory_mib": sum(length for _, length, kind in self._hv.machine_map if kind == 1) // _MIB,
             "free_memory_mib": frames.free_frames * 4096 // _MIB,
             "domains": len(self._hv.domains),
@@ -147,13 +145,18 @@ class Verbs:
                 "name": self._name_of(vcpu.domain.domid),
                 "domid": vcpu.domain.domid,
                 "vcpu": vcpu.vcpu_id,
-                "cpu": None if vcpu.down else 0,
+                "cpu": None if vcpu.down else vcpu.processor,
                 "state": "--p" if vcpu.down else "-b-" if vcpu.blocked else "r--",
                 "time_s": self._hv.timekeeping.time_in(vcpu, RUNSTATE_running) / 1e9,
-                "affinity": "all / all",
+                "affinity": f"{self._processors(vcpu.hard_affinity)} / {self._processors(vcpu.soft_affinity)}",
             }
             for vcpu in vcpus
         ]
+
+    def _processors(self, mask: int) -> str:
+        """A bitmap of processors in xl's words."""
+        numbers = [number for number in range(self._machine.engine.processors) if mask >> number & 1]
+        return "all" if len(numbers) == self._machine.engine.processors else ",".join(map(str, numbers))
 
     async def policy(self, conversation: Conversation, arguments: Message) -> Any:
         rows = []
@@ -259,10 +262,11 @@ class Verbs:
         weight, cap = control.scheduling(guest.domid)
         weight = weight if arguments.get("weight") is None else int(arguments["weight"])
         cap = cap if arguments.get("cap") is None else int(arguments["cap"])
-        if not (1 <= weight <= _MOST_WEIGHT and 0 <= cap <= _MOST_CAP):
+        most = 100 * control.cpus()
+        if not (1 <= weight <= _MOST_WEIGHT and 0 <= cap <= most):
             raise UserError(
                 f"{guest.name} cannot have weight {weight} and cap {cap}",
-                f"a weight is 1 to {_MOST_WEIGHT}, a cap 0 to {_MOST_CAP}",
+                f"a weight is 1 to {_MOST_WEIGHT}, a cap 0 to {most}",
             )
         control.set_scheduling(guest.domid, weight, cap)
 
@@ -384,7 +388,7 @@ class Verbs:
 def _state(info: DomainInfo, runs: bool) -> str:
     """The six letters of `xl list`: running, blocked, paused, shut down, crashed, dying.
 
-    The one processor serves this command just now, so that what would run without it counts as running.
+    No vCPU runs while this command is served, so what would run without it counts as running.
     """
     crashed = info.shutdown_reason == SHUTDOWN_crash
     flags = (

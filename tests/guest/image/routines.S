@@ -31,7 +31,8 @@
         jmp     1b
         routine scribble                        # two values by turns
 1:      mov     %rsi, (%rdi)
-        mov     %rdx, (%rdi)
+        jmp     2f                              # emulators stop at jumps only
+2:      mov     %rdx, (%rdi)
         jmp     1b
         routine call_later                      # after so many rounds: hypercall rsi(rdx, rcx, r8, r9)
         dec     %rdi

@@ -232,12 +232,17 @@ def test_a_signal_that_raises_stops_all(pair: Pair) -> None:
     def end(*_: object) -> None:
         raise Ended
 
+    main = threading.main_thread().ident or 0
+
+    def interrupt(count: int) -> None:
+        while pair.word(SECOND_DATA) == count:
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
     before = signal.signal(signal.SIGUSR1, end)
-    main = threading.main_thread().ident
-    assert main is not None
     try:
         for run in (pair.resume_both, pair.resume_second):
-            threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGUSR1)).start()
+            threading.Thread(target=interrupt, args=(pair.word(SECOND_DATA),)).start()
             pair.put(COUNT)
             pair.put(COUNT, SECOND_CODE)
             with pytest.raises(Ended):

@@ -124,6 +124,32 @@ def test_calm_ones_run_beside_each_other_as_far_as_there_are_processors(hv: Benc
     assert hv.scheduler.beside(guests[0].vcpu) == [guests[2].vcpu, guests[3].vcpu]
 
 
+def test_each_runs_where_it_may(hv: Bench) -> None:
+    hv.engine.processors = 3
+    free, first, second, other = guests = [hv.guest() for _ in range(4)]
+    for number, guest in enumerate(guests):
+        ran(hv, guest, 10 + number, 0)
+    first.vcpu.hard_affinity = second.vcpu.hard_affinity = 0b001
+    assert hv.scheduler.beside(free.vcpu) == [first.vcpu, other.vcpu], "the second must wait for processor 0"
+    assert first.vcpu.processor == 0
+    assert {free.vcpu.processor, other.vcpu.processor} == {1, 2}
+    free.vcpu.soft_affinity = 0b010
+    other.vcpu.hard_affinity = 0b110
+    assert hv.scheduler.beside(second.vcpu) == [free.vcpu, other.vcpu]
+    assert [guest.vcpu.processor for guest in (second, free, other)] == [0, 1, 2]
+
+
+def test_one_that_runs_alone_has_a_processor_too(hv: Bench) -> None:
+    hv.engine.processors = 4
+    guest = hv.guest()
+    guest.vcpu.hard_affinity = 0b1100
+    assert hv.scheduler.beside(guest.vcpu) == []
+    assert guest.vcpu.processor == 2
+    guest.vcpu.soft_affinity = 0b1000
+    assert hv.scheduler.beside(guest.vcpu) == []
+    assert guest.vcpu.processor == 3
+
+
 def test_who_has_many_exits_takes_turns_until_it_has_few(hv: Bench) -> None:
     hv.engine.processors = 2
     calm, restless = hv.guest(), hv.guest()

@@ -82,7 +82,7 @@ def getvcpuinfo(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomct
     argument.online, argument.blocked = not vcpu.down, vcpu.blocked
     argument.running = vcpu.runstate.state == RUNSTATE_running
     argument.cpu_time = hv.timekeeping.time_in(vcpu, RUNSTATE_running)
-    argument.cpu = 0
+    argument.cpu = vcpu.processor
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_sendtrigger)

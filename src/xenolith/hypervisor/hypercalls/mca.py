@@ -21,7 +21,6 @@ from xenolith.abi.mca import (
     XenMcFetch,
     XenMcPhyscpuinfo,
 )
-from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
 
@@ -71,7 +70,7 @@ def notifydomain(hv: Hypervisor, caller: Vcpu, vaddr: int) -> None:
 @operation(HYPERVISOR_mca, XEN_MC_physcpuinfo, copy_back=True)
 def physcpuinfo(hv: Hypervisor, caller: Vcpu, argument: XenMcPhyscpuinfo) -> None:
     """Describe up to `ncpus` processors at `info`, or only count them if that is null."""
-    count = PHYSICAL_CPUS
+    count = hv.engine.processors
     if argument.info:
         if not argument.ncpus:
             raise XenError(EINVAL, "no room for a processor")

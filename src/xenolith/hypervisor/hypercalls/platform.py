@@ -44,7 +44,7 @@ from xenolith.abi.platform import (
     XenpfSymdata,
     XenPlatformOp,
 )
-from xenolith.hypervisor.cpuid import FAMILY_MODEL_STEPPING, PHYSICAL_CPUS, VENDOR
+from xenolith.hypervisor.cpuid import FAMILY_MODEL_STEPPING, VENDOR
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.hypercalls.table import hypercall, operation, run_operation
 
@@ -144,12 +144,12 @@ def platform_quirk(hv: Hypervisor, caller: Vcpu, argument: XenpfPlatformQuirk) -
 @operation(HYPERVISOR_platform_op, XENPF_get_cpuinfo, copy_back=True)
 def get_cpuinfo(hv: Hypervisor, caller: Vcpu, argument: XenpfPcpuinfo) -> None:
     """APIC and ACPI number of a physical processor, and whether it is there."""
-    if argument.xen_cpuid < PHYSICAL_CPUS:
+    if argument.xen_cpuid < hv.engine.processors:
         argument.apic_id = argument.acpi_id = argument.xen_cpuid
         argument.flags = XEN_PCPU_FLAGS_ONLINE
     else:
         argument.flags = XEN_PCPU_FLAGS_INVALID
-    argument.max_present = PHYSICAL_CPUS - 1
+    argument.max_present = hv.engine.processors - 1
 
 
 @operation(HYPERVISOR_platform_op, XENPF_get_cpu_version, copy_back=True)
@@ -157,29 +157,29 @@ def get_cpu_version(hv: Hypervisor, caller: Vcpu, argument: XenpfPcpuVersion) ->
     """Vendor, family, model and stepping of a physical processor; all zero for one that is not there."""
     argument.vendor_id = b""
     argument.family = argument.model = argument.stepping = 0
-    if argument.xen_cpuid < PHYSICAL_CPUS:
+    if argument.xen_cpuid < hv.engine.processors:
         argument.vendor_id = VENDOR
         argument.family = FAMILY_MODEL_STEPPING >> 8 & 0xF
         argument.model = FAMILY_MODEL_STEPPING >> 12 & 0xF0 | FAMILY_MODEL_STEPPING >> 4 & 0xF
         argument.stepping = FAMILY_MODEL_STEPPING & 0xF
-    argument.max_present = PHYSICAL_CPUS - 1
+    argument.max_present = hv.engine.processors - 1
 
 
 @operation(HYPERVISOR_platform_op, XENPF_cpu_online)
 def cpu_online(hv: Hypervisor, caller: Vcpu, argument: XenpfCpuOl) -> None:
     """Every processor that is there is on line. Raises XenError(EINVAL) for another."""
-    _check_processor(argument.cpuid)
+    _check_processor(hv, argument.cpuid)
 
 
 @operation(HYPERVISOR_platform_op, XENPF_cpu_offline)
 def cpu_offline(hv: Hypervisor, caller: Vcpu, argument: XenpfCpuOl) -> None:
-    """Raises XenError: EINVAL for a processor that is not there, EOPNOTSUPP for the one that is needed."""
-    _check_processor(argument.cpuid)
-    raise XenError(EOPNOTSUPP, "the only processor cannot be taken off line")
+    """Raises XenError: EINVAL for a processor that is not there, EOPNOTSUPP for one that is, and stays."""
+    _check_processor(hv, argument.cpuid)
+    raise XenError(EOPNOTSUPP, "processors cannot be taken off line")
 
 
-def _check_processor(number: int) -> None:
-    if number >= PHYSICAL_CPUS:
+def _check_processor(hv: Hypervisor, number: int) -> None:
+    if number >= hv.engine.processors:
         raise XenError(EINVAL, f"there is no processor {number}")
 
 

@@ -1,6 +1,6 @@
 """domctl and sysctl: how much of the processor each domain gets, on which processor, and the pool that this is in.
 
-There is one processor, in pool 0, under a scheduler that takes credit2's parameters. Facts are those of Xen 4.17's
+All processors are in pool 0, under a scheduler that takes credit2's parameters. Facts are those of Xen 4.17's
 xen/common/sched/{core,credit2,cpupool}.c.
 """
 
@@ -47,7 +47,6 @@ from xenolith.abi.sysctl import (
     XenSysctlCpupoolOp,
     XenSysctlSchedulerOp,
 )
-from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.hypercalls.domctl_vcpu import find_vcpu
 from xenolith.hypervisor.hypercalls.table import operation
@@ -56,8 +55,8 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
     from xenolith.hypervisor.vcpu import Vcpu
 
-_FIRST: Final = 1
-"""A bitmap with the only processor, or the only node, in it."""
+_NODE: Final = 1
+"""A bitmap with the only node in it."""
 _LOOKS_ON: Final = Capability.CONTROL | Capability.CREATE | Capability.STORE
 """What lets a domain know of all others: any of these."""
 _LONGEST_BITMAP: Final = 1 << 15
@@ -67,16 +66,23 @@ _LONGEST_BITMAP: Final = 1 << 15
 # -- bitmaps -----------------------------------------------------------------------------------------------------------
 
 
-def _read_first(hv: Hypervisor, caller: Vcpu, bitmap: XenctlBitmap) -> int:
-    """The only bit that counts of a bitmap in guest memory. Raises XenError(EFAULT)."""
-    return hv.memory.read(caller, bitmap.bitmap, 1)[0] & _FIRST if bitmap.nr_bits else 0
+def all_processors(hv: Hypervisor) -> int:
+    """A bitmap of the processors that there are."""
+    return (1 << hv.engine.processors) - 1
+
+
+def read_bits(hv: Hypervisor, caller: Vcpu, bitmap: XenctlBitmap, among: int) -> int:
+    """Of a bitmap in guest memory what is `among` these bits. Raises XenError(EFAULT)."""
+    count = min(bitmap.nr_bits, among.bit_length())
+    data = hv.memory.read(caller, bitmap.bitmap, count + 7 >> 3) if count else b""
+    return int.from_bytes(data, "little") & (1 << count) - 1 & among
 
 
 def _write_bits(hv: Hypervisor, caller: Vcpu, bitmap: XenctlBitmap, bits: int) -> None:
     """Fill a bitmap in guest memory. Raises XenError(EFAULT)."""
-    size = min(bitmap.nr_bits, _LONGEST_BITMAP) + 7 >> 3
-    if size:
-        hv.memory.write(caller, bitmap.bitmap, bits.to_bytes(size, "little"))
+    count = min(bitmap.nr_bits, _LONGEST_BITMAP)
+    if count:
+        hv.memory.write(caller, bitmap.bitmap, (bits & (1 << count) - 1).to_bytes(count + 7 >> 3, "little"))
 
 
 # -- domains -----------------------------------------------------------------------------------------------------------
@@ -106,17 +112,19 @@ def setvcpuaffinity(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenD
 
     Raises XenError: EINVAL for no processor that is there, ESRCH, EFAULT.
     """
-    vcpu = _affine_vcpu(domain, argument)
-    soft = vcpu.soft_affinity
+    vcpu, present = _affine_vcpu(domain, argument), all_processors(hv)
+    hard, soft = vcpu.hard_affinity & present, vcpu.soft_affinity & present
     if argument.flags & XEN_VCPUAFFINITY_SOFT:
-        soft = _read_first(hv, caller, argument.cpumap_soft)
+        soft = read_bits(hv, caller, argument.cpumap_soft, present)
     if argument.flags & XEN_VCPUAFFINITY_HARD:
-        if not _read_first(hv, caller, argument.cpumap_hard):
+        hard = read_bits(hv, caller, argument.cpumap_hard, present)
+        if not hard:
             raise XenError(EINVAL, "on no processor that is there")
-        _write_bits(hv, caller, argument.cpumap_hard, _FIRST)
-    vcpu.soft_affinity = soft
+        _write_bits(hv, caller, argument.cpumap_hard, hard)
+    vcpu.hard_affinity, vcpu.soft_affinity = hard, soft
+    hv.reschedule = True
     if argument.flags & XEN_VCPUAFFINITY_SOFT:
-        _write_bits(hv, caller, argument.cpumap_soft, soft)
+        _write_bits(hv, caller, argument.cpumap_soft, soft & hard)
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_getvcpuaffinity)
@@ -124,9 +132,9 @@ def getvcpuaffinity(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenD
     """Raises XenError: EINVAL, ESRCH, EFAULT."""
     vcpu = _affine_vcpu(domain, argument)
     if argument.flags & XEN_VCPUAFFINITY_HARD:
-        _write_bits(hv, caller, argument.cpumap_hard, _FIRST)
+        _write_bits(hv, caller, argument.cpumap_hard, vcpu.hard_affinity & all_processors(hv))
     if argument.flags & XEN_VCPUAFFINITY_SOFT:
-        _write_bits(hv, caller, argument.cpumap_soft, vcpu.soft_affinity)
+        _write_bits(hv, caller, argument.cpumap_soft, vcpu.soft_affinity & all_processors(hv))
 
 
 def _affine_vcpu(domain: Domain, argument: XenDomctlVcpuaffinity) -> Vcpu:
@@ -141,14 +149,14 @@ def _affine_vcpu(domain: Domain, argument: XenDomctlVcpuaffinity) -> Vcpu:
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_setnodeaffinity)
 def setnodeaffinity(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlNodeaffinity) -> None:
     """There is one node, which must be among them. Raises XenError: EINVAL, EFAULT."""
-    if not _read_first(hv, caller, argument.nodemap):
+    if not read_bits(hv, caller, argument.nodemap, _NODE):
         raise XenError(EINVAL, "on no node that is there")
 
 
 @operation(HYPERVISOR_domctl, XEN_DOMCTL_getnodeaffinity)
 def getnodeaffinity(hv: Hypervisor, caller: Vcpu, domain: Domain, argument: XenDomctlNodeaffinity) -> None:
     """Raises XenError(EFAULT)."""
-    _write_bits(hv, caller, argument.nodemap, _FIRST)
+    _write_bits(hv, caller, argument.nodemap, _NODE)
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def global_scheduler_op(hv: Hypervisor, caller: Vcpu, argument: XenSysctlSchedul
 
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_cpupool_op, copy_back=True, needs=_LOOKS_ON)
 def cpupool_op(hv: Hypervisor, caller: Vcpu, argument: XenSysctlCpupoolOp) -> None:
-    """There is pool 0, which has the processor and all domains, and there is no other.
+    """There is pool 0, which has all processors and domains, and there is no other.
 
     Raises XenError: ENOENT for another pool, ESRCH for no domain, EBUSY for changes of pool 0, EFAULT, ENOSYS.
     """
@@ -192,9 +200,9 @@ def cpupool_op(hv: Hypervisor, caller: Vcpu, argument: XenSysctlCpupoolOp) -> No
         raise XenError(ENOENT, f"there is no CPU pool {argument.cpupool_id}")
     if argument.op == XEN_SYSCTL_CPUPOOL_OP_INFO:
         argument.sched_id, argument.n_dom = XEN_SCHEDULER_CREDIT2, len(hv.domains)
-        _write_bits(hv, caller, argument.cpumap, _FIRST)
+        _write_bits(hv, caller, argument.cpumap, all_processors(hv))
     elif argument.op != XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN:
-        raise XenError(EBUSY, "pool 0 keeps its processor")
+        raise XenError(EBUSY, "pool 0 keeps its processors")
 
 
 _POOL_OPERATIONS: Final = frozenset(
@@ -219,9 +227,9 @@ def _check_moved(hv: Hypervisor, caller: Vcpu, domid: int) -> None:
 
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_cpu_hotplug, needs=Capability.HARDWARE)
 def cpu_hotplug(hv: Hypervisor, caller: Vcpu, argument: XenSysctlCpuHotplug) -> None:
-    """The processor is on line and stays so. Raises XenError: EBUSY, EINVAL, EOPNOTSUPP for threads."""
+    """Processors are on line and stay so. Raises XenError: EBUSY, EINVAL, EOPNOTSUPP for threads."""
     if argument.op not in (XEN_SYSCTL_CPU_HOTPLUG_ONLINE, XEN_SYSCTL_CPU_HOTPLUG_OFFLINE):
-        raise XenError(EOPNOTSUPP, "the processor has no threads")
-    if argument.cpu >= PHYSICAL_CPUS or argument.op == XEN_SYSCTL_CPU_HOTPLUG_OFFLINE:
-        raise XenError(EINVAL, "no such processor, or the one that is needed")
-    raise XenError(EBUSY, "the processor is on line")
+        raise XenError(EOPNOTSUPP, "processors have no threads")
+    if argument.cpu >= hv.engine.processors or argument.op == XEN_SYSCTL_CPU_HOTPLUG_OFFLINE:
+        raise XenError(EINVAL, "no such processor, or one that is needed")
+    raise XenError(EBUSY, "processors are on line")

@@ -53,7 +53,6 @@ from xenolith.abi.sysctl import (
     XenSysctlReadconsole,
     XenSysctlSchedId,
 )
-from xenolith.hypervisor.cpuid import PHYSICAL_CPUS
 from xenolith.hypervisor.domain import Capability, Domain
 from xenolith.hypervisor.frames import NOBODY
 from xenolith.hypervisor.hypercalls.cpu_policy import featureset
@@ -167,10 +166,10 @@ _KEYS: Final = {"h": _help, "q": _describe_domains}
 
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_physinfo, copy_back=True)
 def physinfo(hv: Hypervisor, caller: Vcpu, argument: XenSysctlPhysinfo) -> None:
-    """One processor, one node, and the memory of the machine in frames."""
-    argument.threads_per_core = argument.cores_per_socket = 1
-    argument.nr_cpus, argument.nr_nodes = PHYSICAL_CPUS, _NODES
-    argument.max_cpu_id = argument.max_node_id = 0
+    """Processors of one socket, one node, and the memory of the machine in frames."""
+    argument.nr_cpus = argument.cores_per_socket = hv.engine.processors
+    argument.threads_per_core, argument.nr_nodes = 1, _NODES
+    argument.max_cpu_id, argument.max_node_id = hv.engine.processors - 1, 0
     argument.cpu_khz = hv.tsc_khz
     argument.capabilities = XEN_SYSCTL_PHYSCAP_pv | XEN_SYSCTL_PHYSCAP_gnttab_v1 | XEN_SYSCTL_PHYSCAP_gnttab_v2
     if hv.pc is not None:
@@ -193,20 +192,21 @@ def sched_id(hv: Hypervisor, caller: Vcpu, argument: XenSysctlSchedId) -> None:
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_getcpuinfo, copy_back=True)
 def getcpuinfo(hv: Hypervisor, caller: Vcpu, argument: XenSysctlGetcpuinfo) -> None:
     """How long each processor has been idle. Raises XenError(EFAULT)."""
-    argument.nr_cpus = min(argument.max_cpus, PHYSICAL_CPUS)
+    argument.nr_cpus = min(argument.max_cpus, hv.engine.processors)
     for index in range(argument.nr_cpus):
-        record = XenSysctlCpuinfo(idletime=max(0, hv.now_ns() - hv.scheduler.busy_ns))
+        record = XenSysctlCpuinfo(idletime=max(0, hv.now_ns() - hv.scheduler.busy_ns[index]))
         hv.memory.write(caller, argument.info + index * record.sizeof(), record.to_bytes())
 
 
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_cputopoinfo, copy_back=True)
 def cputopoinfo(hv: Hypervisor, caller: Vcpu, argument: XenSysctlCputopoinfo) -> None:
-    """Core, socket and node of each processor: the first. Raises XenError(EFAULT)."""
+    """Core, socket and node of each processor: all are cores of one socket. Raises XenError(EFAULT)."""
     if not argument.cputopo:
-        argument.num_cpus = PHYSICAL_CPUS
+        argument.num_cpus = hv.engine.processors
         return
-    argument.num_cpus = min(argument.num_cpus, PHYSICAL_CPUS)
-    hv.memory.write(caller, argument.cputopo, XenSysctlCputopo().to_bytes() * argument.num_cpus)
+    argument.num_cpus = min(argument.num_cpus, hv.engine.processors)
+    places = (XenSysctlCputopo(core=number).to_bytes() for number in range(argument.num_cpus))
+    hv.memory.write(caller, argument.cputopo, b"".join(places))
 
 
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_numainfo, copy_back=True)
@@ -255,8 +255,8 @@ def availheap(hv: Hypervisor, caller: Vcpu, argument: XenSysctlAvailheap) -> Non
 
 @operation(HYPERVISOR_sysctl, XEN_SYSCTL_get_pmstat)
 def get_pmstat(hv: Hypervisor, caller: Vcpu, argument: XenSysctlGetPmstat) -> None:
-    """Raises XenError: EINVAL for no processor, ENODEV for the one, which has no power states."""
-    if argument.cpuid >= PHYSICAL_CPUS:
+    """Raises XenError: EINVAL for no processor, ENODEV for one, which has no power states."""
+    if argument.cpuid >= hv.engine.processors:
         raise XenError(EINVAL, f"there is no processor {argument.cpuid}")
     raise XenError(ENODEV, "the processor has no power states")
 

@@ -18,6 +18,7 @@ from xenolith.abi.sysctl import (
     XenSysctlTbufOp,
 )
 from xenolith.hypervisor.domain import Capability
+from xenolith.hypervisor.hypercalls.scheduling import all_processors, read_bits
 from xenolith.hypervisor.hypercalls.table import operation
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ def _get_info(hv: Hypervisor, caller: Vcpu, argument: XenSysctlTbufOp) -> None:
 
 
 def _set_cpu_mask(hv: Hypervisor, caller: Vcpu, argument: XenSysctlTbufOp) -> None:
-    """Which processors are traced, of which there is one. Raises XenError(EFAULT)."""
-    mask = argument.cpu_mask
-    hv.tracing.traces_processor = bool(mask.nr_bits and hv.memory.read(caller, mask.bitmap, 1)[0] & 1)
+    """Which processors are traced. Raises XenError(EFAULT)."""
+    hv.tracing.traced_processors = read_bits(hv, caller, argument.cpu_mask, all_processors(hv))
 
 
 def _set_event_mask(hv: Hypervisor, caller: Vcpu, argument: XenSysctlTbufOp) -> None:

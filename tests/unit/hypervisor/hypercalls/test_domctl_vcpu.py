@@ -154,6 +154,21 @@ def test_affinity(builder: Guest, made: Guest) -> None:
     assert run(builder, abi.XEN_DOMCTL_setnodeaffinity, made.domain.domid, **nodes)[0] == -EINVAL
 
 
+def test_affinity_to_some_of_several_processors(hv: Bench, builder: Guest, made: Guest) -> None:
+    hv.engine.processors = 4
+    put, get = abi.XEN_DOMCTL_setvcpuaffinity, abi.XEN_DOMCTL_getvcpuaffinity
+    assert affinity(builder, get, made) == (0, 0b1111, 0b1111)
+    assert affinity(builder, put, made, 0b110110, 0b0011) == (0, 0b0110, 0b0010)
+    assert affinity(builder, get, made) == (0, 0b0110, 0b0011)
+    assert affinity(builder, put, made, 0b110000, 0b1000)[0] == -EINVAL
+    assert affinity(builder, put, made, 0, 0b1000, abi.XEN_VCPUAFFINITY_SOFT)[0] == 0
+    assert affinity(builder, get, made) == (0, 0b0110, 0b1000)
+    at = builder.put(builder.va(4), [0xFF])
+    fields = {"vcpuaffinity__flags": 1, "vcpuaffinity__cpumap_hard__bitmap": at}
+    assert run(builder, put, made.domain.domid, vcpuaffinity__cpumap_hard__nr_bits=1, **fields)[0] == 0
+    assert made.vcpu.hard_affinity == 1, "no more bits are read than there are"
+
+
 def schedule(
     caller: Guest, target: Guest, command: int, weight: int = 0, cap: int = 0, sched_id: int = 6
 ) -> tuple[int, int, int]:

@@ -181,6 +181,22 @@ def test_topology(hv: Bench, control: Guest) -> None:
     assert run(control, abi.XEN_SYSCTL_get_pmstat)[0] == -ENODEV
 
 
+def test_several_processors(hv: Bench, control: Guest) -> None:
+    hv.engine.processors = 3
+    info = run(control, abi.XEN_SYSCTL_physinfo)[1].physinfo
+    assert (info.nr_cpus, info.max_cpu_id, info.cores_per_socket, info.threads_per_core) == (3, 2, 3, 1)
+    fields = {"cputopoinfo__num_cpus": 4, "cputopoinfo__cputopo": control.va(4)}
+    assert run(control, abi.XEN_SYSCTL_cputopoinfo, **fields)[1].cputopoinfo.num_cpus == 3
+    places = [
+        abi.XenSysctlCputopo.from_bytes(hv.memory.read(control.vcpu, control.va(4, 12 * n), 12)) for n in range(3)
+    ]
+    assert [(each.core, each.socket, each.node) for each in places] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    control.vcpu.processor = 1
+    hv.scheduler.account(control.vcpu, 300)
+    run(control, abi.XEN_SYSCTL_getcpuinfo, getcpuinfo__max_cpus=4, getcpuinfo__info=control.va(4))
+    assert [hv.clock.ns - control.word(control.va(4, 8 * n)) for n in range(3)] == [0, 300, 0]
+
+
 def test_idle_time_is_what_nobody_ran(hv: Bench, control: Guest) -> None:
     hv.scheduler.account(control.vcpu, 300)
     result, u = run(control, abi.XEN_SYSCTL_getcpuinfo, getcpuinfo__max_cpus=4, getcpuinfo__info=control.va(4))

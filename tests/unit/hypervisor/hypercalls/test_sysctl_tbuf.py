@@ -141,7 +141,7 @@ def test_the_first_to_be_told_of_came_after_nobody(control: Guest) -> None:
     tbuf(control, abi.XEN_SYSCTL_TBUFOP_set_size, size=PAGES)
     tbuf(control, abi.XEN_SYSCTL_TBUFOP_enable)
     tracer = Trace.__new__(Trace)
-    tracer.hv, tracer.mfns = control.hv, tuple(control.hv.tracing._mfns)
+    tracer.hv, tracer.mfns = control.hv, tuple(control.hv.tracing._buffers[0].mfns)
     control.call(HYPERVISOR_vm_assist, 0, 4)
     assert next(tracer.records()) == (trace.TRC_SCHED_SWITCH, (DOMID_IDLE, 0, control.domain.domid, 0))
 
@@ -239,3 +239,28 @@ def test_who_may_and_what_is_wrong(hv: Bench, control: Guest) -> None:
     assert tbuf(control, abi.XEN_SYSCTL_TBUFOP_set_size, size=1)[0] == 0
     assert tbuf(control, abi.XEN_SYSCTL_TBUFOP_set_size, size=1)[0] == -EBUSY
     assert tbuf(control, abi.XEN_SYSCTL_TBUFOP_set_size, size=2)[0] == -EINVAL
+
+
+def test_each_processor_has_a_buffer(hv: Bench, control: Guest) -> None:
+    hv.engine.processors = 2
+    first = Trace(control, trace.TRC_PV)
+    second = Trace.__new__(Trace)
+    second.hv = hv
+    data = bytes(hv.ram.bytes[first.info_mfn << 12 : (first.info_mfn << 12) + 4096])
+    places = struct.unpack_from("<3H", data)[1:]
+    assert places == (2, 2 + PAGES), "in words, each after the one before"
+    second.mfns = struct.unpack_from(f"<{PAGES}I", data, 4 * places[1])
+    assert not set(first.mfns) & set(second.mfns)
+    control.vcpu.processor = 1
+    control.call(HYPERVISOR_vm_assist, 0, 4)
+    assert list(first.records()) == []
+    assert list(second.records()) == [(trace.TRC_PV_HYPERCALL_V2, (HYPERVISOR_vm_assist,))]
+    mask = XenSysctl().u.tbuf_op.cpu_mask
+    mask.bitmap, mask.nr_bits = control.put(control.va(3), [0b01]), 2
+    assert tbuf(control, abi.XEN_SYSCTL_TBUFOP_set_cpu_mask, cpu_mask=mask)[0] == 0
+    list(second.records())
+    control.call(HYPERVISOR_vm_assist, 0, 4)
+    assert list(second.records()) == []
+    control.vcpu.processor = 0
+    control.call(HYPERVISOR_vm_assist, 0, 4)
+    assert list(first.records()) == [(trace.TRC_PV_HYPERCALL_V2, (HYPERVISOR_vm_assist,))]
