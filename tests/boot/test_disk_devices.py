@@ -79,6 +79,40 @@ def test_linux_reads_and_writes_a_disk(model: str, kernel: Kernel, tmp_path: Pat
     assert re.search(r": +[1-9]\d* +xen-pirq +-msi(-x)? ", found.text("interrupts")), found.text("interrupts")
 
 
+_PINS: Final = r"""
+section() { echo "@@ $1"; }
+head -c 262144 /dev/urandom > /tmp/data
+for name in @NAMES@; do
+    while [ ! -b /dev/$name ]; do sleep 0.1; done
+    dd if=/tmp/data of=/dev/$name bs=64k conv=fsync 2> /dev/null
+done
+echo 3 > /proc/sys/vm/drop_caches
+section data; sha256sum < /tmp/data | cut -c 1-64
+for name in @NAMES@; do
+    section $name; head -c 262144 /dev/$name | sha256sum | cut -c 1-64
+done
+section interrupts; grep -E "nvme|ahci|virtio" /proc/interrupts
+"""
+
+
+def test_disks_interrupt_by_their_pins_where_linux_wants_no_messages(kernel: Kernel, tmp_path: Path) -> None:
+    """One of each model in one machine."""
+    options = list[str]()
+    for model in _MODELS:
+        disk = tmp_path / model
+        disk.write_bytes(bytes(_WRITTEN))
+        options += ["--device", f"{model},target={disk}"]
+    script = _PINS.replace("@NAMES@", " ".join(model.name for model in _MODELS.values()))
+    ended = run("boot", "--kernel", kernel("debian"), *options, "--cmdline", "pci=nomsi", "--exec", script)
+    assert ended.status == 0, ended.log
+    found = sections(ended)
+    assert found.complaints == [], ended.log
+    for name, model in _MODELS.items():
+        assert found.lines(model.name) == found.lines("data") != [], name
+        assert [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()] == found.lines("data"), name
+    assert len(re.findall(r": +[1-9]\d* +xen-pirq +-ioapic-level ", found.text("interrupts"))) == len(_MODELS)
+
+
 _LABEL: Final = "system"
 _INIT: Final = """\
 #!/bin/busybox sh
