@@ -20,7 +20,10 @@ class Network(Protocol):
         """A card is at the other end from now on."""
 
     def wake(self) -> None:
-        """Have the card's `work` called soon, when no guest runs: what there is to do together is done together."""
+        """Have the card's `work` called soon, when no guest runs: what there is to do together is done together.
+
+        In `work` itself: once more, when others have had their turn.
+        """
 
     def send(self, packet: Packet) -> None:
         """The card sends a sound packet (`offload.is_sound`), with whatever offloads. To be called in `work` only."""

@@ -31,11 +31,13 @@ class Host:
 
     def __init__(self) -> None:
         self.inbox: list[Callable[[], None]] = []
+        self.posted = 0
         self.watched: dict[int, Callable[[], None]] = {}
         self.unwatch = self.watched.pop
 
     def post(self, action: Callable[[], None]) -> None:
         self.inbox.append(action)
+        self.posted += 1
 
     def soon(self, action: Callable[[], None]) -> None:
         if action not in self.inbox:
@@ -179,6 +181,17 @@ def test_a_card_reaches_the_host(bench: Bench) -> None:
     uplink.coming = [Packet(came)]
     bench.host.watched[100]()
     assert card.received() == [came]
+
+
+def test_a_guest_that_sends_without_end_is_not_the_only_one(bench: Bench) -> None:
+    card = bench.card(1, USER)
+    for _ in range(16):
+        card.send(frame(ALL, card))
+    bench.host.turn()
+    assert len(bench.uplinks[0].sent) == 16
+    assert bench.host.posted == 1
+    bench.host.turn()
+    assert bench.host.posted == 1
 
 
 def test_what_the_host_cannot_take_waits_for_it(bench: Bench) -> None:
