@@ -46,6 +46,7 @@
 #define HYPERCALL_MMU_UPDATE 1
 #define HYPERCALL_STACK_SWITCH 3
 #define HYPERCALL_FPU_TASKSWITCH 5
+#define HYPERCALL_MULTICALL 13
 #define HYPERCALL_UPDATE_VA_MAPPING 14
 #define HYPERCALL_IRET 23
 #define HYPERCALL_SET_SEGMENT_BASE 25
@@ -56,6 +57,7 @@
 #define CALLBACK_SYSCALL 2
 
 #define SYSCALL_LENGTH 2
+#define MOST_CALLS 1024
 
 /* Sizes and offsets, which native_exits.py compares with its own. */
 const uint32_t xenolith_layout[] = {
@@ -336,6 +338,69 @@ static void note_hypercall(struct machine *m, struct vcpu *v, const uint64_t cal
     memcpy(v->hypercalls.calls[v->hypercalls.made++ % 16], call, 5 * sizeof call[0]);
 }
 
+/* A hypercall whose result is 0, made directly or in a multicall. */
+static bool simple_call(struct machine *m, struct vcpu *v, uint64_t number, const uint64_t arguments[4])
+{
+    const uint64_t *a = arguments;
+    switch (number) {
+    case HYPERCALL_SET_SEGMENT_BASE:
+        return set_segment_base(m, v, (uint32_t)a[0], a[1]);
+    case HYPERCALL_STACK_SWITCH:
+        v->kernel_ss = (a[0] & 0xFFFF) | 3;
+        v->kernel_sp = a[1];
+        return true;
+    case HYPERCALL_FPU_TASKSWITCH:
+        fpu_taskswitch(m->processor.state, (uint32_t)a[0] != 0);
+        return true;
+    case HYPERCALL_MMU_UPDATE:
+        return mmu_update(m, v, a[0], (uint32_t)a[1], a[2], (uint32_t)a[3]);
+    case HYPERCALL_MMUEXT_OP:
+        return mmuext_op(m, v, a[0], (uint32_t)a[1], a[2], (uint32_t)a[3]);
+    case HYPERCALL_UPDATE_VA_MAPPING:
+        return update_va_mapping(m, v, a[0], a[1], a[2]);
+    default:
+        return false;
+    }
+}
+
+/* struct multicall_entry (public/xen.h) */
+struct entry {
+    uint64_t number, result, arguments[6];
+};
+
+/* Makes the first of `count` calls of a list as long as they are simple ones. Returns how many. */
+static uint32_t multicall(struct machine *m, struct vcpu *v, uint64_t calls, uint32_t count)
+{
+    struct entry entry;
+    uint32_t done = 0;
+    for (; done < count; done++, calls += sizeof entry) {
+        uint64_t maddr = calls & 7 || !within_page(calls, sizeof entry) ? NOWHERE : keep_mapped(m, v, calls);
+        if (maddr == NOWHERE || m->frame_flags[maddr >> 12] & FRAME_EXECUTABLE || maddr >> 12 == v->info_maddr >> 12)
+            break;
+        memcpy(&entry, m->ram + maddr, sizeof entry);
+        if (!simple_call(m, v, entry.number, entry.arguments))
+            break;
+        m->hypercall_counts[entry.number] += 1;
+        memset(m->ram + maddr + offsetof(struct entry, result), 0, 8);
+    }
+    keep_mapped(m, v, 0);
+    return done;
+}
+
+/* What is left of a multicall is Python's, as if the first part had been a call of its own. */
+static void leave_rest(struct machine *m, uint32_t done)
+{
+    struct cpu_state *s = m->processor.state;
+    uint64_t rip = s->rip, calls = s->regs[RDI], count = s->regs[RSI];
+    s->regs[RDI] += done * sizeof(struct entry);
+    s->regs[RSI] = (uint32_t)count - done;
+    m->processor.syscall();
+    if (s->rip != rip - SYSCALL_LENGTH) { /* the guest is not to make the call again for still another part */
+        s->regs[RDI] = calls;
+        s->regs[RSI] = count;
+    }
+}
+
 static bool hypercall(struct machine *m, struct vcpu *v)
 {
     struct cpu_state *s = m->processor.state;
@@ -348,21 +413,15 @@ static bool hypercall(struct machine *m, struct vcpu *v)
     if (call[0] == HYPERCALL_IRET) {
         done = iret(m, v);
     } else if (!event_follows(info, info[UPCALL_MASK])) {
-        if (call[0] == HYPERCALL_SET_SEGMENT_BASE) {
-            done = set_segment_base(m, v, (uint32_t)call[1], call[2]);
-        } else if (call[0] == HYPERCALL_STACK_SWITCH) {
-            v->kernel_ss = (call[1] & 0xFFFF) | 3;
-            v->kernel_sp = call[2];
-            done = true;
-        } else if (call[0] == HYPERCALL_FPU_TASKSWITCH) {
-            fpu_taskswitch(s, (uint32_t)call[1] != 0);
-            done = true;
-        } else if (call[0] == HYPERCALL_MMU_UPDATE) {
-            done = mmu_update(m, v, call[1], (uint32_t)call[2], call[3], (uint32_t)call[4]);
-        } else if (call[0] == HYPERCALL_MMUEXT_OP) {
-            done = mmuext_op(m, v, call[1], (uint32_t)call[2], call[3], (uint32_t)call[4]);
-        } else if (call[0] == HYPERCALL_UPDATE_VA_MAPPING) {
-            done = update_va_mapping(m, v, call[1], call[2], call[3]);
+        if (call[0] == HYPERCALL_MULTICALL && (uint32_t)call[2] <= MOST_CALLS) {
+            uint32_t made = multicall(m, v, call[1], (uint32_t)call[2]);
+            done = made == (uint32_t)call[2];
+            if (made && !done) {
+                leave_rest(m, made);
+                return true;
+            }
+        } else {
+            done = simple_call(m, v, call[0], &call[1]);
         }
         if (done)
             s->regs[RAX] = 0;

@@ -132,4 +132,9 @@ bool update_va_mapping(struct machine *m, struct vcpu *v, uint64_t vaddr, uint64
 bool mmuext_op(struct machine *m, struct vcpu *v, uint64_t operations, uint32_t count, uint64_t done, uint32_t foreign);
 bool table_write(struct machine *m, struct vcpu *v, uint64_t address);
 
+/* From now on nothing is changed that would have another frame than now, or none, at `vaddr`; 0 ends that. Returns where
+ * that is in memory if the kernel can write there, or NOWHERE.
+ */
+uint64_t keep_mapped(const struct machine *m, const struct vcpu *v, uint64_t vaddr);
+
 #endif

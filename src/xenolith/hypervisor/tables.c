@@ -101,11 +101,18 @@ struct change {
     uint64_t maddr, value, taken, dropped, executable;
 };
 
+/* What keep_mapped was told. */
+static struct {
+    uint64_t vaddr, maddr, l1e;
+} kept;
+
 /* PageTables.update_l1 up to where it begins to change anything. */
 static bool plan_l1(
     const struct machine *m, const struct domain *d, uint64_t maddr, uint64_t value, bool preserve, struct change *c)
 {
     uint64_t old = word(m, maddr), mfn = mfn_of(value);
+    if (kept.vaddr && maddr == kept.l1e)
+        return false;
     *c = (struct change){.maddr = maddr, .dropped = old & PRESENT ? old : 0};
     if (value & PRESENT) {
         if (!(value & NX)) {
@@ -208,6 +215,14 @@ static uint64_t l1e_maddr(const struct machine *m, uint64_t root, uint64_t vaddr
         table = entry & ADDRESS;
     }
     return table < m->ram_size ? table + (vaddr >> 12 & 511) * 8 : NOWHERE;
+}
+
+uint64_t keep_mapped(const struct machine *m, const struct vcpu *v, uint64_t vaddr)
+{
+    kept.vaddr = vaddr;
+    kept.maddr = vaddr ? walk(m, v->kernel_root, vaddr, WRITABLE) : NOWHERE;
+    kept.l1e = kept.maddr == NOWHERE ? NOWHERE : l1e_maddr(m, v->kernel_root, vaddr);
+    return kept.maddr;
 }
 
 bool update_va_mapping(struct machine *m, struct vcpu *v, uint64_t vaddr, uint64_t value, uint64_t flags)
@@ -313,6 +328,8 @@ bool mmuext_op(struct machine *m, struct vcpu *v, uint64_t operations, uint32_t 
             has_new[command == NEW_USER_BASEPTR] = true;
         }
     }
+    if (kept.vaddr && walk(m, root, kept.vaddr, WRITABLE) != kept.maddr)
+        return false;
     for (uint32_t i = 0; i < count; i++)
         do_operation(m, v, &list[i]);
     return true;

@@ -14,6 +14,7 @@ from xenolith.hypervisor.descriptors import FLAT_CODE32, FLAT_CODE64, FLAT_DATA
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE, TYPE_L4
 from xenolith.hypervisor.hypercalls.mmu import new_user_base, pin
 from xenolith.hypervisor.machine import Hypervisor
+from xenolith.hypervisor.shared_state import clear
 from xenolith.machine.ram import Ram
 
 GDT = {1: FLAT_CODE32, 5: FLAT_DATA, 6: FLAT_CODE64, 7: FLAT_DATA & ~(2 << 40), 8: FLAT_CODE64 & ~(1 << 47)}
@@ -102,17 +103,22 @@ class Machine(Bench):
         domain.pause_count = 0
         engine._stopping.value, engine._stepped_syscall, engine._failure = 0, False, None
 
-    def both(self, vector: int | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What comes of an exit natively, and what in Python, from the state that there is now."""
+    def both(self, vector: int | None, notes_calls: bool = True) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What comes of an exit natively, and what in Python, from the state that there is now.
+
+        The hypercalls that a vCPU has made, which are noted for crash reports, may be left out.
+        """
         prepared = self.save()
         self.restore(prepared)
         self.exit(vector, natively=True)
-        natively = self.outcome()
+        natively = self.outcome(notes_calls)
         self.restore(prepared)
         self.exit(vector, natively=False)
-        return natively, self.outcome()
+        return natively, self.outcome(notes_calls)
 
-    def outcome(self) -> tuple[Any, ...]:
+    def outcome(self, notes_calls: bool) -> tuple[Any, ...]:
+        if not notes_calls:
+            clear(self.subject.vcpu.last_hypercalls.calls)
         domain, engine = self.subject.domain, self.engine
         return (
             *self.save(),

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from tests.unit.hypervisor.native_support import Machine
 from tests.unit.hypervisor.support import GLOBAL, NX, RW, USER, A, D, P
-from xenolith.abi.hypercalls import HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op, HYPERVISOR_update_va_mapping
+from xenolith.abi.hypercalls import (
+    HYPERVISOR_mmu_update,
+    HYPERVISOR_mmuext_op,
+    HYPERVISOR_multicall,
+    HYPERVISOR_set_segment_base,
+    HYPERVISOR_stack_switch,
+    HYPERVISOR_update_va_mapping,
+    HYPERVISOR_xen_version,
+)
 from xenolith.abi.types import DOMID_SELF
 from xenolith.cpu.registers import CS, IF, R10, R12, RAX, RCX, RDI, RDX, RIP, RSI, RSP, SS
 from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS, segment_of
@@ -25,6 +33,7 @@ PAT, CACHE_OFF, GUEST_KERNEL, AVAILABLE = 0x80, 0x10, 1 << 52, 0x200
 INVLPG, FLUSH, NEW_BASE, NEW_USER_BASE, PIN = 7, 6, 5, 15, 0
 LIST, INFO, STACK, CODE = 3, 4, 2, 0
 SLOTS = 20
+OTHERS = (HYPERVISOR_xen_version, HYPERVISOR_multicall, 60)
 
 
 @pytest.fixture(scope="module")
@@ -118,22 +127,70 @@ CALL = st.one_of(
 )
 
 
-def prepare_call(machine: Machine, what: tuple[Any, ...]) -> None:
+LISTED = st.one_of(
+    CALL,
+    st.tuples(st.just(HYPERVISOR_stack_switch), st.integers(0, 0xFFFF), st.integers(0, 1 << 40)),
+    st.tuples(st.just(HYPERVISOR_set_segment_base), st.integers(0, 4), st.sampled_from([0, 0x1000, 1 << 47])),
+    st.tuples(st.sampled_from(OTHERS), st.just(0), st.just(0)),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    before=BEFORE,
+    calls=st.lists(LISTED, max_size=5),
+    flushed=st.booleans(),
+    place=st.sampled_from([("data", 5)] * 12 + [("spare", 0), ("tables", 0)]),
+    offset=st.sampled_from([0] * 8 + [4, 4096 - 128]),
+)
+def test_multicalls_do_the_same(
+    machine: Machine,
+    before: list[tuple[int, tuple[int, int]]],
+    calls: list[tuple[Any, ...]],
+    flushed: bool,
+    place: tuple[str, int],
+    offset: int,
+) -> None:
+    start = machine.save()
+    subject, regs = machine.subject, machine.subject.vcpu.cpu.regs
+    try:
+        begin(machine, before, flushed)
+        words: list[int] = []
+        for index, what in enumerate(calls):
+            prepare_call(machine, what, index * 0x100)
+            words += [what[0], 0x5555, *(regs[register] for register in (RDI, RSI, RDX, R10)), 0, 0]
+        address = {"data": subject.va(5, offset), "spare": subject.va(SLOTS), "tables": subject.table_va(subject.l1)}[
+            place[0]
+        ]
+        if place[0] == "data":
+            subject.put(address, words[: (4096 - offset) // 8])
+        call(machine, HYPERVISOR_multicall, address, len(calls), 0, 0)
+        natively, in_python = machine.both(None, notes_calls=False)
+    finally:
+        machine.restore(start)
+    assert natively == in_python
+
+
+def prepare_call(machine: Machine, what: tuple[Any, ...], offset: int = 0) -> None:
+    """Put the lists that a call has into memory, and its arguments into registers."""
     subject = machine.subject
-    if what[0] == HYPERVISOR_mmu_update:
+    if what[0] in (HYPERVISOR_stack_switch, HYPERVISOR_set_segment_base, *OTHERS):
+        call(machine, what[0], what[1], what[2], 0, 0)
+    elif what[0] == HYPERVISOR_mmu_update:
         words = []
         for where, slot, kind, entry in what[1]:
             words += [place(machine, where, slot) | kind, entry_of(machine, entry)]
-        subject.put(subject.va(LIST), words)
-        call(machine, what[0], subject.va(LIST), len(what[1]), subject.va(LIST, 0x800) if what[2] else 0, DOMID_SELF)
+        subject.put(subject.va(LIST, offset), words)
+        done = subject.va(LIST, 0x800) if what[2] else 0
+        call(machine, what[0], subject.va(LIST, offset), len(what[1]), done, DOMID_SELF)
     elif what[0] == HYPERVISOR_update_va_mapping:
         call(machine, what[0], subject.va(SLOTS + what[1]), entry_of(machine, what[2]), what[3])
     else:
         words = []
         for command, which in what[1]:
             words += [command, frame_number(machine, which) if command != INVLPG else subject.va(which), 0]
-        subject.put(subject.va(LIST), words)
-        call(machine, what[0], subject.va(LIST), len(what[1]), 0, what[2])
+        subject.put(subject.va(LIST, offset), words)
+        call(machine, what[0], subject.va(LIST, offset), len(what[1]), 0, what[2])
 
 
 @settings(max_examples=500, deadline=None)
@@ -259,3 +316,23 @@ def test_a_common_write_never_gets_to_python(machine: Machine, code: str) -> Non
     machine.restore(start)
     assert not machine.asked
     assert ended == machine.subject.va(CODE, 0x100 + len(code) // 2)
+
+
+@pytest.mark.parametrize(
+    ("last", "is_pythons"), [(HYPERVISOR_update_va_mapping, False), (HYPERVISOR_xen_version, True)]
+)
+def test_a_multicall_is_native_as_far_as_its_calls_are(machine: Machine, last: int, is_pythons: bool) -> None:
+    start, subject, regs = machine.save(), machine.subject, machine.subject.vcpu.cpu.regs
+    begin(machine, [], True)
+    frames = (machine.spare[0], machine.spare[1])
+    words: list[int] = []
+    for slot, number in enumerate((HYPERVISOR_update_va_mapping, last)):
+        words += [number, 0x5555, subject.va(SLOTS + slot), frames[slot] << 12 | P | RW | NX, 0, 0, 0, 0]
+    subject.put(subject.va(STACK), words)
+    call(machine, HYPERVISOR_multicall, subject.va(STACK), 2)
+    machine.asked = 0
+    machine.exit(None, natively=True)
+    left = (regs[RAX], regs[RDI], regs[RSI], subject.word(subject.va(STACK, 8)), machine.frames.count[frames[0]])
+    machine.restore(start)
+    assert left == (0, subject.va(STACK), 2, 0, 2)
+    assert bool(machine.asked) == is_pythons
