@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.backends.net.frames import is_right, tcp, udp, words_sum
@@ -487,6 +487,7 @@ REGISTERS = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(REGISTERS, max_size=60), st.binary(min_size=64, max_size=256))
 def test_random_registers_and_rings_harm_nobody(writes: list[tuple[int, int]], ring: bytes) -> None:
     bench = Bench().start()
@@ -513,6 +514,7 @@ DESCRIPTORS = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(DESCRIPTORS, max_size=40))
 def test_random_descriptors_harm_nobody(descriptors: list[tuple[int, int, int]]) -> None:
     bench = Bench().start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenolith.machine.devices.e1000e_interrupts import ASSERTED, LSC, OTHER, RXQ0, RXT0, TXDW, TXQ0, Interrupts
@@ -142,6 +142,7 @@ def test_a_cause_without_a_message_waits(linux: tuple[Function, Interrupts]) -> 
 ACTIONS = st.tuples(st.integers(0, 5), st.integers(0, 0xFFFFFFFF))
 
 
+@settings(deadline=None)
 @given(st.sampled_from((0, 1, 5)), st.lists(ACTIONS, max_size=40))
 def test_random_registers_lose_no_interrupt(vectors: int, actions: list[tuple[int, int]]) -> None:
     function, interrupts = both(vectors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenolith.machine.devices.e1000e_link import Nvm, Phy
@@ -91,6 +91,7 @@ def test_there_is_one_page_of_registers_behind_the_first_sixteen() -> None:
     assert read(phy, 20) == 7
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 0xFFFFFFFF), max_size=30))
 def test_random_commands_harm_nobody(commands: list[int]) -> None:
     phy, nvm = Phy(), Nvm(MAC)

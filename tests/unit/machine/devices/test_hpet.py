@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenolith.machine.devices.hpet import (
@@ -161,6 +161,7 @@ WRITES = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(WRITES, max_size=40))
 def test_random_registers_harm_nobody(writes: list[tuple[int, int, int]]) -> None:
     bench = Bench()

@@ -6,7 +6,7 @@ import os
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.backends.net.frames import is_right, tcp, udp
@@ -228,6 +228,7 @@ def test_a_buffer_without_room_breaks_the_queue(bench: Bench) -> None:
     assert bench.driver.status & NEEDS_RESET
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_random_rings_harm_nobody(data: st.DataObject) -> None:
     bench = Bench(ALL if data.draw(st.booleans()) else MAC)
@@ -250,6 +251,7 @@ def test_random_rings_harm_nobody(data: st.DataObject) -> None:
     assert bench.send(PLAIN, frame) == [Packet(frame)]
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=12, max_size=12), st.sampled_from((b"", tcp(bytes(50)), tcp(bytes(50), 6), udp(b"x"))))
 def test_random_headers_harm_nobody(header: bytes, frame: bytes) -> None:
     bench = Bench()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.machine.devices.virtio_driver import (
@@ -432,6 +432,7 @@ REGISTERS = st.tuples(st.integers(0, 0x3FFF), st.sampled_from((1, 2, 4, 8)), st.
 COMMON_REGISTERS = st.tuples(st.integers(0, 63), st.sampled_from((1, 2, 4, 8)), st.integers(0, 255))
 
 
+@settings(deadline=None)
 @given(st.lists(REGISTERS | COMMON_REGISTERS, max_size=60))
 def test_random_registers_harm_nobody(writes: list[tuple[int, int, int]]) -> None:
     driver = Driver(Echo()).start()
@@ -456,6 +457,7 @@ DESCRIPTORS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(DESCRIPTORS, st.lists(st.integers(0, 9), max_size=9), st.booleans())
 def test_random_rings_harm_nobody(
     descriptors: list[tuple[int, int, int, int]], heads: list[int], indirect: bool
