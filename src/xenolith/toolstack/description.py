@@ -185,6 +185,10 @@ def _check_services(source: TomlSource, config: MachineConfig) -> None:
         if len(providers) > 1:
             problem = f"{providers[0]} serves '{service}' already"
             raise source.error(("domain", providers[1], "service"), problem, "a machine has it once")
+    native = [domain for domain in config.domains if domain.services]
+    if native and not any("store" in domain.services for domain in native):
+        problem = "services need a store, and no domain serves 'store'"
+        raise source.error(("domain", native[0].name, "service"), problem, "add 'store' to one of them")
 
 
 def _check_names(source: TomlSource, config: MachineConfig, described: Mapping[str, Mapping[str, Setting]]) -> None:
