@@ -251,7 +251,7 @@ MISTAKES = {
     "a service twice in one": (2, "'service': a service is named twice", "[domain.a]\nservice = ['net', 'net']\n"),
     "a kernel for a service": (3, "'kernel' is for guests", "[domain.a]\nservice = 'net'\nkernel = 'k'\n"),
     "two stores": (4, "a serves 'store' already", "[domain.a]\nservice='store'\n[domain.b]\nservice='store'\n"),
-    "a service without a store": (2, "no domain serves 'store'", "[domain.a]\nservice = 'net'\n"),
+    "a service without a store": (2, "services need a store", "[domain.a]\nservice = 'net'\n"),
     "depends on nothing": (2, "'depends': there is no domain 'b'", "[domain.a]\ndepends = ['b']\n"),
     "controls nothing": (
         2,
