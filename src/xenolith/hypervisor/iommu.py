@@ -157,15 +157,15 @@ class Iommu:
     def _fault(self, where: int, domain: Domain | None, maddr: int, length: int, write: bool) -> DmaFault:
         what = f"{'writes' if write else 'reads'} {length} bytes at {maddr:#x}"
         reason = f"PCI function {name(where)} of {domain} {what}, where it may not"
-        self._tell(where, reason)
-        self._hv.publish(
-            "dma_fault",
-            function=name(where),
-            domid=None if domain is None else domain.domid,
-            maddr=maddr,
-            length=length,
-            write=write,
-        )
+        if self._tell(where, reason):
+            self._hv.publish(
+                "dma_fault",
+                function=name(where),
+                domid=None if domain is None else domain.domid,
+                maddr=maddr,
+                length=length,
+                write=write,
+            )
         return DmaFault(reason)
 
     def message(self, where: int, address: int, data: int) -> None:
@@ -173,11 +173,14 @@ class Iommu:
         if not self._hv.pirqs.deliver_message(where, address, data):
             self._tell(where, f"PCI function {name(where)} sends message {data:#x} to {address:#x}, not its own")
 
-    def _tell(self, where: int, text: str) -> None:
+    def _tell(self, where: int, text: str) -> bool:
+        """Note what a function was refused, if that has not been noted often enough; returns whether it was."""
         told = self._faults.get(where, 0)
+        if told == _TOLD:
+            return False
         self._faults[where] = told + 1
-        if told < _TOLD:
-            self._hv.log.write(f"IOMMU: {text}")
+        self._hv.log.write(f"IOMMU: {text}")
+        return True
 
 
 def name(where: int) -> str:
