@@ -93,6 +93,8 @@ _PAGE_FAULT: Final = 14
 _FROM_TABLE: Final = 2
 """Error code of #GP: an entry of the interrupt table was at fault; its vector is in the bits above."""
 _INT_N: Final = 0xCD
+_KICKED_AGAIN_S: Final = 0.01
+"""A kick while an exception is being delivered lets that happen first, and the processor may then go on."""
 _MOST_RETRIES: Final = 1000
 """Exceptions in our own code, one after another, before we take it that it does not run."""
 
@@ -380,9 +382,10 @@ class KvmEngine:
                 busy[-1].wait()
                 busy.pop()
         except BaseException:
-            self.kick()
             for thread in busy:
-                thread.wait()
+                self.kick()
+                while not thread.wait(_KICKED_AGAIN_S):
+                    self.kick()
             raise
         for thread, _ in work:
             thread.check()

@@ -29,9 +29,9 @@ class RunThread:
         self._work = work
         self._go.release()
 
-    def wait(self) -> None:
-        """Return when the work is done."""
-        self._done.acquire()
+    def wait(self, timeout_s: float = -1) -> bool:
+        """Return when the work is done, or after so many seconds; whether it is done."""
+        return self._done.acquire(timeout=timeout_s)
 
     def check(self) -> None:
         """Raise what the work has raised."""
