@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import os
 import socketserver
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from benchmarks import console, peer, programs
 from benchmarks.common import Contender, Mark, Metric, Report, alternate
 from benchmarks.console import RunFailed
 from benchmarks.devices import durations
+from benchmarks.meter import Meter
 
 _FETCH = Metric("fetching by HTTP", "MiB/s", more_is_better=True)
 _ROUND_TRIPS = Metric("200 round trips of TCP", "s")
@@ -24,7 +21,6 @@ _ROUND_TRIPS_WORK = Metric("processor time of round trips", "s")
 _METRICS = (_FETCH, _FETCH_WORK, _ROUND_TRIPS, _ROUND_TRIPS_WORK)
 _MIB = 24
 """What is fetched, as guest/measure.sh has it."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 _SECONDS = 180
 _PEER_SECONDS = 600
 _OURS = {"virtio-net": "virtio-net,user", "e1000e": "e1000e,user"}
@@ -64,7 +60,7 @@ def _qemu(model: str) -> Mapping[str, float]:
 
 
 def _figures(command: list[str], limit: float) -> Mapping[str, float]:
-    meter = _Meter()
+    meter = Meter()
     session = console.run(command, timeout=limit, watch=meter.look)
     seconds = durations(session)
     if missing := {"fetch", "round trips"} - seconds.keys():
@@ -78,36 +74,6 @@ def _figures(command: list[str], limit: float) -> Mapping[str, float]:
         _ROUND_TRIPS.name: seconds["round trips"],
         _ROUND_TRIPS_WORK.name: work["round trips"],
     }
-
-
-class _Meter:
-    """How much processor time a command and what it has started have used, at each moment."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._samples: list[tuple[float, float]] = [(0.0, 0.0)]
-
-    def look(self, process: int) -> None:
-        """Remember how much it is now."""
-        used: dict[int, float] = {}
-        parents: dict[int, int] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                parents[int(stat.parent.name)] = int(fields[1])
-                used[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / _TICKS
-        family = {process}
-        while more := {child for child, parent in parents.items() if parent in family} - family:
-            family |= more
-        self._samples.append((time.monotonic() - self._started, sum(used.get(member, 0.0) for member in family)))
-
-    def at(self, seconds: float) -> float:
-        """How much it was so many seconds after the start, between two looks in proportion."""
-        after = bisect.bisect_left(self._samples, (seconds, 0.0))
-        if after >= len(self._samples):
-            return self._samples[-1][1]
-        (t0, used0), (t1, used1) = self._samples[max(after - 1, 0)], self._samples[after]
-        return used1 if t1 == t0 else used0 + (used1 - used0) * (seconds - t0) / (t1 - t0)
 
 
 class _Page(BaseHTTPRequestHandler):
