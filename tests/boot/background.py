@@ -78,8 +78,8 @@ class Background:
     def wait_console(self, name: str, text: str, limit_s: float = _LIMIT_S) -> None:
         self.wait(lambda: text in self.console(name), f"{text!r} on the console of {name}", limit_s)
 
-    def wait_prompt(self, name: str) -> None:
-        self.wait_console(name, _PROMPT)
+    def wait_prompt(self, name: str, limit_s: float = _LIMIT_S) -> None:
+        self.wait_console(name, _PROMPT, limit_s)
 
     def run(self, name: str, command: str, limit_s: float = _LIMIT_S) -> str:
         """Type a shell command at a guest's console; what it prints, until it has ended."""

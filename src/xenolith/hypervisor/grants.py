@@ -151,6 +151,11 @@ class GrantTable:
         """How many entries the table has."""
         return len(self.frames) * (_V1_PER_FRAME if self.version == 1 else _V2_PER_FRAME)
 
+    @property
+    def mapped(self) -> int:
+        """How many mappings the domain has of others' grants."""
+        return len(self._mappings)
+
     def grow(self, nr_frames: int) -> None:
         """Make the table at least `nr_frames` long.
 

@@ -30,8 +30,10 @@ from xenolith.abi.event_channel import (
     EVTCHNOP_close,
     EVTCHNOP_reset,
     EVTCHNOP_send,
+    EVTCHNOP_status,
     EvtchnReset,
     EvtchnSend,
+    EvtchnStatus,
 )
 from xenolith.abi.grant_table import (
     GNTTAB_NR_RESERVED_ENTRIES,
@@ -272,6 +274,12 @@ class NativeKernel:
         self._handlers[argument.port] = handler
         return argument.port
 
+    def peer(self, port: int) -> int:
+        """The port at the other end of one that is bound to another domain's."""
+        argument = EvtchnStatus(dom=DOMID_SELF, port=port)
+        self.hypercall(HYPERVISOR_event_channel_op, EVTCHNOP_status, argument)
+        return int(argument.u.interdomain.port)
+
     def notify(self, port: int) -> None:
         """Signal the other end."""
         self.hypercall(HYPERVISOR_event_channel_op, EVTCHNOP_send, EvtchnSend(port=port))
@@ -317,13 +325,17 @@ class NativeKernel:
 
     # -- own pages, and granting them ---------------------------------------------------------------------------------
 
-    def allocate_page(self) -> Page:
-        """A cleared page of the domain's own memory. Raises XenError(ENOSPC)."""
+    def allocate_page(self, clear: bool = True) -> Page:
+        """A page of the domain's own memory; the first that code asks for is always the same. Raises XenError(ENOSPC).
+
+        A page that is not cleared is as it was when the domain's code was started again.
+        """
         if not self._free_pages:
             raise XenError(ENOSPC, "no page of the domain's memory is free")
         number = self._free_pages.pop()
         view = self._space.memory[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
-        view[:] = bytes(PAGE_SIZE)
+        if clear:
+            view[:] = bytes(PAGE_SIZE)
         return Page(self._space.first_mfn + number, view)
 
     def free_page(self, page: Page) -> None:

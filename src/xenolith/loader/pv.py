@@ -61,7 +61,8 @@ class PvSpec:
     `memory_frames` frames of memory, all there from the start. `flags` are SIF_* (SIF_MOD_START_PFN and, as
     libxenguest does for all that it builds, SIF_VIRT_P2M_4TOOLS are added where they apply). A guest without
     SIF_INITDOMAIN gets a xenstore and a console ring page with the two event channel ports; one with it gets `vga`,
-    the bytes of a Dom0VgaConsoleInfo. `nx` marks what holds no code as not executable, which every Xen allows
+    the bytes of a Dom0VgaConsoleInfo, and of the rings the store's only if that is kept by another domain
+    (`store_elsewhere`). `nx` marks what holds no code as not executable, which every Xen allows
     and an emulating engine rewards; without it everything is executable.
     """
 
@@ -74,10 +75,16 @@ class PvSpec:
     console_port: int = 0
     vga: bytes = NO_DISPLAY
     nx: bool = True
+    store_elsewhere: bool = False
 
     @property
-    def has_rings(self) -> bool:
-        """Whether the guest gets a xenstore and a console ring page."""
+    def has_store(self) -> bool:
+        """Whether the guest gets a xenstore ring page."""
+        return self.store_elsewhere or self.has_console
+
+    @property
+    def has_console(self) -> bool:
+        """Whether the guest gets a console ring page."""
         return not self.flags & SIF_INITDOMAIN
 
 
@@ -248,8 +255,8 @@ def _lay_out(spec: PvSpec, memory_frames: int) -> PvLayout:
     ramdisk = cursor.take(ramdisk_frames) if ramdisk_mapped else None
     p2m = cursor.take(p2m_frames) if p2m_mapped else None
     start_info = cursor.take(1)
-    store = cursor.take(1) if spec.has_rings else None
-    console = cursor.take(1) if spec.has_rings else None
+    store = cursor.take(1) if spec.has_store else None
+    console = cursor.take(1) if spec.has_console else None
 
     mapped_frames = _mapped_frames(image, cursor.pfn, memory_frames)
     tables = _tables(base, mapped_frames, cursor.pfn, ())
@@ -424,9 +431,10 @@ def _write_start_info(spec: PvSpec, layout: PvLayout, guest: _GuestMemory, share
     info.magic = MAGIC
     info.nr_pages = spec.memory_frames
     info.shared_info = shared_info_mfn << PAGE_SHIFT
-    info.flags = spec.flags | (SIF_VIRT_P2M_4TOOLS if spec.has_rings else 0)
-    if layout.store_pfn is not None and layout.console_pfn is not None:
+    info.flags = spec.flags | (SIF_VIRT_P2M_4TOOLS if spec.has_console else 0)
+    if layout.store_pfn is not None:
         info.store_mfn, info.store_evtchn = guest.mfn(layout.store_pfn), spec.store_port
+    if layout.console_pfn is not None:
         info.console.domU.mfn, info.console.domU.evtchn = guest.mfn(layout.console_pfn), spec.console_port
     else:
         info.console.dom0.info_off, info.console.dom0.info_size = StartInfo.sizeof(), len(spec.vga)
@@ -440,7 +448,7 @@ def _write_start_info(spec: PvSpec, layout: PvLayout, guest: _GuestMemory, share
     info.cmd_line = _cmdline(spec)
     if not layout.p2m_mapped:
         info.first_p2m_pfn, info.nr_p2m_frames = layout.p2m.pfn, layout.p2m.frames + layout.p2m_tables.frames
-    page = (info.to_bytes() + (b"" if spec.has_rings else spec.vga)).ljust(PAGE_SIZE, b"\0")
+    page = (info.to_bytes() + (b"" if spec.has_console else spec.vga)).ljust(PAGE_SIZE, b"\0")
     guest.write(layout.start_info_pfn << PAGE_SHIFT, page[:PAGE_SIZE])
 
 

@@ -27,6 +27,8 @@ from xenolith.hypervisor.grants import GrantError
 from xenolith.services.service import Context
 from xenolith.services.tasks import Future
 
+_LINGER_NS: Final = 2_000_000_000
+"""How long the directory of a device that is gone stays: libxl looks at its state, and does not remove it."""
 _READY: Final = (XenbusStateInitialised, XenbusStateConnected)
 Nodes = Mapping[str, str | int]
 
@@ -205,6 +207,8 @@ class Backend:
             await self._set_state(watched, XenbusStateClosing)
         elif front == XenbusStateClosed or (front == XenbusStateUnknown and not online):
             await self._set_state(watched, XenbusStateClosed)
+            if not online:
+                self._clear_later(ends)
         elif front in (XenbusStateInitialising, XenbusStateUnknown):
             await self._prepare(watched)
             await self._set_state(watched, XenbusStateInitWait)
@@ -215,6 +219,24 @@ class Backend:
             await self._set_state(watched, XenbusStateConnected)
         elif not online and front == XenbusStateConnected:
             await self._set_state(watched, XenbusStateClosing)
+
+    def _clear_later(self, ends: Ends) -> None:
+        """Remove the directory of a device that is gone, unless the toolstack has done that, as `xl devd` does."""
+        kernel, tasks = self._context.kernel, self._context.tasks
+
+        def clear() -> None:
+            tasks.spawn(self._clear(ends))
+
+        kernel.at(kernel.now_ns() + _LINGER_NS, clear)
+
+    async def _clear(self, ends: Ends) -> None:
+        if (await ends.read("state"), await ends.read("online")) != (str(XenbusStateClosed), "0"):
+            return
+        store, parent = self._context.store, ends.path.rpartition("/")[0]
+        with suppress(XenError):
+            await store.remove(ends.path)
+            if not await store.names(parent):
+                await store.remove(parent)
 
     async def _prepare(self, watched: _Watched) -> None:
         if not watched.prepared:

@@ -27,6 +27,8 @@ from xenolith.services.tasks import Future
 _MAX_RING_ORDER: Final = 4
 _KEPT_PAGES: Final = 1056
 """Pages that stay mapped for each disk whose frontend wants that: as many as Linux's blkback keeps for a ring."""
+_FORMATS: Final = {"": "raw", "phy": "raw"}
+"""What libxl says of images that are as they are."""
 _LOOK_AGAIN_NS: Final = 1_000_000_000
 """How long after the last look the next request makes us look whether the image has another size."""
 
@@ -184,7 +186,8 @@ class Disk:
         if not location:
             return None
         kept = overlay == "1" if overlay in ("", "0", "1") else Path(overlay)
-        return DiskSource(location, await ends.read("type") or "raw", readonly, kept)
+        format = await ends.read("type")
+        return DiskSource(location, _FORMATS.get(format, format), readonly, kept)
 
     async def _load(self, source: DiskSource | None) -> None:
         """Put another medium in the place of the one that there is. UserError if it cannot be had."""

@@ -14,6 +14,8 @@ from xenolith.abi import errno
 from xenolith.abi.errno import E2BIG, EAGAIN, ENOENT, XenError
 from xenolith.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from xenolith.abi.io.xs_wire import (
+    XENSTORE_CONNECTED,
+    XENSTORE_RECONNECT,
     XENSTORE_RING_SIZE,
     XS_DIRECTORY,
     XS_DIRECTORY_PART,
@@ -23,6 +25,7 @@ from xenolith.abi.io.xs_wire import (
     XS_MKDIR,
     XS_READ,
     XS_RELEASE,
+    XS_RESET_WATCHES,
     XS_RM,
     XS_SET_PERMS,
     XS_TRANSACTION_END,
@@ -43,6 +46,12 @@ _REQ_CONS: Final[int] = XenstoreDomainInterface.req_cons.offset >> 2  # type: ig
 _REQ_PROD: Final = _REQ_CONS + 1
 _RSP_CONS: Final = _REQ_CONS + 2
 _RSP_PROD: Final = _REQ_CONS + 3
+_CONNECTION: Final = _REQ_CONS + 5
+_PEER: Final = "port of the store"
+_OUTGOING: Final = "to the store"
+_INCOMING: Final = "from the store"
+"""What is kept for code that has to go on with the ring as it is."""
+_NUMBERS: Final = 0x7FFF_FFFF
 _MASK: Final = 0xFFFF_FFFF
 Watcher = Callable[[str], None]
 """Told the path that has changed."""
@@ -51,24 +60,43 @@ Watcher = Callable[[str], None]
 class StoreClient:
     """Make it, have the store's domain told of `page` and `port` (XS_INTRODUCE), and use it.
 
+    A store that nobody tells anew of the ring when the domain's code is started again has to be `remember`ed.
     Every coroutine raises XenError with the errno that the store answered.
     """
 
     def __init__(self, kernel: NativeKernel, store_domid: int) -> None:
         self._kernel = kernel
-        self.page: Page = kernel.allocate_page()
+        peer = kernel.kept.get(_PEER)
+        self.page: Page = kernel.allocate_page(clear=peer is None)
         self._bytes = self.page.view[:PAGE_SIZE]
         self._words = self._bytes.cast("I")
         kernel.grant_as(GNTTAB_RESERVED_XENSTORE, self.page.mfn, store_domid)
-        self.port = kernel.alloc_unbound(store_domid, self._service)
-        self._decoder = Decoder()
-        self._outgoing = bytearray()
+        self._outgoing = kernel.kept.get(_OUTGOING, bytearray())
+        self._incoming = kernel.kept.get(_INCOMING, bytearray())
+        self._decoder = Decoder(buffer=self._incoming)
         self._gathering = False
         self._waiting: dict[int, Future[bytes]] = {}
         self._last_request = 0
         self._watchers: dict[str, Watcher] = {}
         self._last_watch = 0
         self._events: deque[tuple[str, str]] = deque()
+        if peer is None:
+            # C xenstored begins with an empty ring when it is told of it, and says so then (xenstore-ring.txt).
+            self._words[_CONNECTION] = XENSTORE_RECONNECT
+            self.port = kernel.alloc_unbound(store_domid, self._service)
+        else:
+            self.port = kernel.bind_interdomain(store_domid, int(peer), self._service)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Have the store forget the watches and transactions of the code before; answers to that are not waited for."""
+        self._last_request = self._last_watch = self._kernel.now_ns() & _NUMBERS
+        self._request(XS_RESET_WATCHES, 0, b"\0")
+
+    def remember(self) -> None:
+        """Keep what is needed to go on with the same ring. The store has answered, and so has bound the port."""
+        peer = bytearray(str(self._kernel.peer(self.port)).encode())
+        self._kernel.kept |= {_PEER: peer, _OUTGOING: self._outgoing, _INCOMING: self._incoming}
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -231,6 +259,8 @@ class StoreClient:
                 self._kernel.notify(self.port)
 
     def _send(self) -> bool:
+        if self._words[_CONNECTION] != XENSTORE_CONNECTED:
+            return False
         producer = self._words[_REQ_PROD]
         room = _SIZE - ((producer - self._words[_REQ_CONS]) & _MASK)
         data = self._outgoing[:room]

@@ -62,7 +62,8 @@ class Running:
 
 
 class Supervisor:
-    """Start the role that has the store before all others. `log` is told what happens to services."""
+    """Start the role that has the store before all others, or say first which guest keeps it (`store_keeper`). `log` is
+    told what happens to services."""
 
     def __init__(self, hv: Hypervisor, outside: Outside, directory: Path | None, log: Callable[[str], None]) -> None:
         self._hv = hv
@@ -70,11 +71,12 @@ class Supervisor:
         self._directory = directory
         self.log = log
         self.running: dict[str, Running] = {}
+        self.store_keeper: int | None = None
 
     @property
-    def store(self) -> Running:
-        """The domain that keeps the store."""
-        return next(running for running in self.running.values() if StoreService in running.role.services)
+    def store(self) -> Running | None:
+        """The native domain that keeps the store, if it is one."""
+        return next((each for each in self.running.values() if StoreService in each.role.services), None)
 
     def start(self, role: Role) -> Running:
         """Make a domain and start its code. Raises XenError where there is not enough memory."""
@@ -92,23 +94,34 @@ class Supervisor:
         running.tasks, running.host = Tasks(failed), Access(self._outside, failed)
         running.starts += 1
         running.started_ns = self._hv.now_ns()
-        client = StoreClient(kernel, self.store.kernel.domid)
+        store = self.store
+        keeper = store.kernel.domid if store is not None else self.store_keeper
+        assert keeper is not None
+        client = StoreClient(kernel, keeper)
         context = Context(kernel, running.tasks, client, running.host, self.log, self._directory)
         running.services = [factory(context) for factory in running.role.services]
         for service in running.services:
             if not running.is_up:
                 return  # the one before it has failed already
             running.tasks.spawn(service.start())
-        self._introduce(running, client)
+        if store is not None:
+            self._introduce(store, running, client)
+        elif running.tasks is not None:
+            running.tasks.spawn(self._say_name(running.role.name, client))
 
-    def _introduce(self, running: Running, client: StoreClient) -> None:
+    async def _say_name(self, name: str, client: StoreClient) -> None:
+        """Tell a store that is kept by a guest who this is: what introduces the domain there knows its number only."""
+        await client.write("name", name)
+        client.remember()
+
+    def _introduce(self, store: Running, running: Running, client: StoreClient) -> None:
         """Tell the store of a native domain's ring, as a machine's firmware would, and give the domain a home in which
         it may read what others write there for it, as xl gives every domain."""
         domid = running.kernel.domid
         privileged = bool(running.role.capabilities & (Capability.CREATE | Capability.STORE))
-        for service in self.store.services:
+        for service in store.services:
             if isinstance(service, StoreService):
-                owner = Permission("n", self.store.kernel.domid)
+                owner = Permission("n", store.kernel.domid)
                 service.store.make(("local", "domain", str(domid)), (owner, Permission("r", domid)))
                 service.introduce(domid, client.page.mfn, client.port, privileged)
 

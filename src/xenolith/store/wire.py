@@ -78,10 +78,10 @@ class Message(NamedTuple):
 
 
 class Decoder:
-    """Cuts a stream into messages."""
+    """Cuts a stream into messages. `buffer` is where what is not complete is held, for who must find it there again."""
 
-    def __init__(self, begun: bytes = b"") -> None:
-        self._buffer = bytearray(begun)
+    def __init__(self, begun: bytes = b"", buffer: bytearray | None = None) -> None:
+        self._buffer = bytearray(begun) if buffer is None else buffer
 
     @property
     def begun(self) -> bytes:

@@ -14,13 +14,13 @@ from xenolith.services.control import Control, Entry
 
 
 class Built(NamedTuple):
-    """A guest that is ready to run, and paused: where its two rings are, and the ports for them."""
+    """A guest that is ready to run, and paused: where its rings are, and the ports for them. `console` is None for one
+    with the hypervisor's own console."""
 
     domid: int
     store_mfn: int
     store_port: int
-    console_mfn: int
-    console_port: int
+    console: tuple[int, int] | None = None
 
 
 class Builder:
@@ -76,4 +76,4 @@ class Builder:
             ],
         )
         control.start(domid, Entry(day.entry, day.stack_pointer, day.start_info_vaddr, day.l4_mfn))
-        return Built(domid, day.store_mfn, store_port, day.console_mfn, console_port)
+        return Built(domid, day.store_mfn, store_port, (day.console_mfn, console_port))

@@ -82,16 +82,29 @@ def explicit_needs(domain: DomainConfig) -> set[str]:
 def _needs(domains: list[DomainConfig]) -> dict[str, set[str]]:
     """For each domain, which must be there before: those that it names, and, where that makes no cycle, its services.
 
-    The store comes before the other services, and all services before the guests.
+    The store comes before the other services, and all services before the guests, but for one that keeps the store.
     """
     needs = {domain.name: explicit_needs(domain) for domain in domains}
     services = [domain for domain in domains if domain.services]
+    keeper = store_keeper(domains)
+    if keeper is not None:
+        for service in services:
+            if service.name not in reachable(needs, keeper.name):
+                needs[service.name].add(keeper.name)
     for domain in domains:
         for service in services:
             is_needed = not domain.services or "store" in service.services
             if is_needed and domain.name not in reachable(needs, service.name) | {service.name}:
                 needs[domain.name].add(service.name)
     return needs
+
+
+def store_keeper(domains: list[DomainConfig]) -> DomainConfig | None:
+    """The guest that keeps the store, as Xen's dom0 does: where no native domain does, the first that can."""
+    if any("store" in domain.services for domain in domains):
+        return None
+    can = (domain for domain in domains if not domain.services and Capability.STORE in domain.capabilities)
+    return next(can, None)
 
 
 def reachable(needs: Mapping[str, set[str]], name: str) -> set[str]:

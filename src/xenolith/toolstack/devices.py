@@ -14,14 +14,18 @@ from xenolith.toolstack.shares import Share
 
 _SERVICES: Final = {"vbd": "block", "vif": "net", "9pfs": "9p", "pci": "hardware"}
 """Which service a kind of device is of."""
+_SCRIPTS: Final = {"vbd": "/etc/xen/scripts/block", "vif": "/etc/xen/scripts/vif-bridge"}
+"""By which of its own scripts a Linux domain sets up what stands behind a device; libxl names the same ones."""
 
 
 class Devices(NamedTuple):
     """`service(name)` is the domid of the domain that has a service, or None if no domain has it; `domid_of(name)`
-    that of a domain which a description names as its backend."""
+    that of a domain which a description names as its backend, and `is_native(domid)` whether that is one of ours. What
+    is none is taken for a Linux driver domain with Xen's scripts, and `xl devd` to run them."""
 
     service: Callable[[str], int | None]
     domid_of: Callable[[str], int | None]
+    is_native: Callable[[int], bool]
 
     @property
     def store_domid(self) -> int:
@@ -46,6 +50,7 @@ class Devices(NamedTuple):
         return DeviceRecord("console", "0", self.console_domid, front, {"name": name, "protocol": "vt100"}, "console")
 
     def disk(self, disk: Disk) -> DeviceRecord:
+        backend = self._backend("vbd", disk.backend)
         kind = "cdrom" if disk.cdrom else "disk"
         front: dict[str, str | int] = {"virtual-device": disk.number, "device-type": kind}
         back: dict[str, str | int] = {
@@ -60,10 +65,15 @@ class Devices(NamedTuple):
         }
         if disk.overlay:
             back["xenolith/overlay"] = disk.overlay if isinstance(disk.overlay, str) else 1
-        return DeviceRecord("vbd", str(disk.number), self._backend("vbd", disk.backend), front, back)
+        if not self.is_native(backend):
+            if disk.format != "raw" or disk.overlay:
+                raise _only_here(f"the disk {disk.vdev}", "overlays, and no images that are not raw")
+            back |= {"type": "phy", "script": _SCRIPTS["vbd"]}
+        return DeviceRecord("vbd", str(disk.number), backend, front, back)
 
     def nic(self, nic: Nic) -> DeviceRecord:
         assert nic.devid is not None
+        backend = self._backend("vif", nic.backend)
         mtu = nic.mtu or (USER_MTU if nic.user else DEFAULT_MTU)
         front: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": mtu}
         back: dict[str, str | int] = {"handle": nic.devid, "mac": nic.mac or "", "mtu": mtu, "type": "vif"}
@@ -78,11 +88,18 @@ class Devices(NamedTuple):
             "xenolith/pcap": str(nic.pcap) if nic.pcap else None,
         }
         back |= {name: value for name, value in optional.items() if value is not None}
-        return DeviceRecord("vif", str(nic.devid), self._backend("vif", nic.backend), front, back)
+        if not self.is_native(backend):
+            if nic.bridge is None or nic.pcap:
+                raise _only_here(f"the vif {nic.devid}", "user, tap and pcap")
+            back["script"] = _SCRIPTS["vif"]
+        return DeviceRecord("vif", str(nic.devid), backend, front, back, told_guest=("mtu",))
 
     def share(self, share: Share, number: int) -> DeviceRecord:
+        backend = self._backend("9pfs", share.backend)
+        if not self.is_native(backend):
+            raise _only_here(f"the share {share.tag}", "shared directories")
         back = {"path": share.path, "security_model": "none"}
-        return DeviceRecord("9pfs", str(number), self._backend("9pfs", share.backend), {"tag": share.tag}, back)
+        return DeviceRecord("9pfs", str(number), backend, {"tag": share.tag}, back)
 
     def pci(self, names: Sequence[str]) -> DeviceRecord:
         """The bus on which a guest sees PCI functions that work for it."""
@@ -103,3 +120,7 @@ class Devices(NamedTuple):
         if domid is None:
             raise UserError(f"no domain of this machine has the service '{service}'", "start it with --preset split")
         return domid
+
+
+def _only_here(device: str, what: str) -> UserError:
+    return UserError(f"{device} is of a Linux domain, which has no {what}", "take a native domain for its backend")

@@ -43,6 +43,8 @@ _KEPT: Final = "guest "
 """What is kept of a guest has a name that begins so, and ends with its domid."""
 _POLL_NS: Final = 1_000_000
 _DEVICE_LIMIT_NS: Final = 10_000_000_000
+_SCRIPT_LIMIT_NS: Final = 40_000_000_000
+"""As long as libxl waits for a script."""
 _SHUTDOWN_LIMIT_NS: Final = 300_000_000_000
 _RESTART_LIMIT_NS: Final = 1_000_000_000
 """A guest that restarts itself sooner than this after it was made is destroyed instead, as xl does."""
@@ -159,8 +161,8 @@ class Toolstack:
         guest = self._build(config, prepared)
         try:
             await self._introduce(guest)
-            for device in guest.devices[1:]:
-                await self._backend_reaches(guest, device, _READY)
+            for device in guest.devices:
+                await self._until_ready(guest, device)
         except Exception:
             await self._take_away(guest)
             raise
@@ -218,7 +220,8 @@ class Toolstack:
         assert config.uuid is not None
         now = self._context.kernel.now_ns()
         guest = Guest(built.domid, config.name, config.uuid, config, now, built.store_mfn, built.store_port)
-        guest.devices = [self._devices.console(config.name, built.console_mfn, built.console_port), *devices]
+        console = [] if built.console is None else [self._devices.console(config.name, *built.console)]
+        guest.devices = [*console, *devices]
         self.guests[guest.domid] = guest
         self._keep(guest)
         return guest
@@ -258,8 +261,10 @@ class Toolstack:
         for device in devices:
             front, back = device.nodes(domid)
             front_path, back_path = device.frontend_path(domid), device.backend_path(domid)
+            of_backend = (f"n{device.backend_domid}", f"r{domid}")
             directories.append((front_path, (f"n{domid}", f"r{device.backend_domid}")))
-            directories.append((back_path, (f"n{device.backend_domid}", f"r{domid}")))
+            directories += [(f"{front_path}/{name}", of_backend) for name in device.told_guest]
+            directories.append((back_path, of_backend))
             for path, nodes in ((front_path, front), (back_path, back)):
                 values += [(f"{path}/{name}", value) for name, value in nodes.items()]
         await self._store.make_all(directories, transaction)
@@ -277,6 +282,7 @@ class Toolstack:
         domid, store = guest.domid, self._store
         with contextlib.suppress(XenError):
             self.control.pause(domid)
+        await self._leave_scripts(domid, guest.devices)
         for device in guest.devices:
             await store.remove(device.backend_path(domid))
         for path in (home(domid), f"/vm/{guest.handle}"):
@@ -448,7 +454,7 @@ class Toolstack:
         self._keep(guest)
         await self._store.transaction(lambda number: self._write_devices(guest.domid, [device], number))
         try:
-            await self._backend_reaches(guest, device, _READY)
+            await self._until_ready(guest, device)
         except UserError:
             await self._remove_device(guest, device)
             raise
@@ -457,28 +463,78 @@ class Toolstack:
         """Take a device from a guest, which is asked to let go of it unless it is to go by `force`."""
         path = device.backend_path(guest.domid)
         if not force:
-            await self._store.write(f"{path}/online", 0)
-            await self._store.write(f"{path}/state", 5)
+            await self._ask_to_close(path)
             await self._backend_reaches(guest, device, (_CLOSED,))
         await self._remove_device(guest, device)
 
     async def _remove_device(self, guest: Guest, device: DeviceRecord) -> None:
+        await self._leave_scripts(guest.domid, [device])
         await self._store.remove(device.backend_path(guest.domid))
         await self._store.remove(device.frontend_path(guest.domid))
         await self._tidy(device, guest.domid)
         guest.devices.remove(device)
         self._keep(guest)
 
-    async def _backend_reaches(self, guest: Guest, device: DeviceRecord, states: Iterable[str]) -> None:
+    async def _ask_to_close(self, path: str) -> None:
+        """Say in the directory of a backend, if there is one, that its device is to go."""
+        closing = {"": (), _CLOSED: ("online",)}
+        values = {"online": "0", "state": "5"}
+
+        async def change(transaction: int) -> None:
+            state = await self._store.read_or(f"{path}/state", "", transaction)
+            for name in closing.get(state, ("online", "state")):
+                await self._store.write(f"{path}/{name}", values[name], transaction)
+
+        await self._store.transaction(change)
+
+    async def _leave_scripts(self, domid: int, devices: list[DeviceRecord]) -> None:
+        """Take devices away so that a Linux backend's scripts undo what they have set up. `xl devd`, which runs them,
+        removes the backend's directory when they have."""
+        scripted = [device for device in devices if device.has_script]
+        for device in scripted:
+            await self._ask_to_close(device.backend_path(domid))
+            await self._store.remove(device.frontend_path(domid))
+        deadline = self._context.kernel.now_ns() + _SCRIPT_LIMIT_NS
+        for device in scripted:
+            while await self._store.read_or(f"{device.backend_path(domid)}/state", ""):
+                if self._context.kernel.now_ns() > deadline:
+                    self._context.log(f"domain {device.backend_domid} keeps {device.kind} {device.devid} of {domid}")
+                    return
+                await self.sleep(10 * _POLL_NS)
+
+    async def _until_ready(self, guest: Guest, device: DeviceRecord) -> None:
+        """Wait until the backend serves the guest or waits for it. UserError if it does not come to that."""
+        if device.place:
+            return  # the console, which has no states
+        await self._backend_reaches(guest, device, _READY)
+        if device.has_script:
+            await self._backend_reaches(guest, device, ("connected",), "hotplug-status")
+            await self._check_physical_device(guest, device)
+
+    async def _check_physical_device(self, guest: Guest, device: DeviceRecord) -> None:
+        """Xen's script for disks is content with a file that there is not, and then names no device for it."""
         path = device.backend_path(guest.domid)
-        deadline = self._context.kernel.now_ns() + _DEVICE_LIMIT_NS
-        while await self._store.read_or(f"{path}/state", _CLOSED) not in states:
-            error = await self._store.read_or(f"{path}/error", "")
-            if error:
-                raise UserError(f"the device {device.kind} {device.devid} of {guest.name} cannot be had: {error}")
+        if device.kind == "vbd" and not await self._store.read_or(f"{path}/physical-device", ""):
+            raise UserError(
+                f"domain {device.backend_domid} has no {device.backend['params']} for {guest.name}",
+                "name a file or a device of that domain",
+            )
+
+    async def _backend_reaches(
+        self, guest: Guest, device: DeviceRecord, states: Iterable[str], node: str = "state"
+    ) -> None:
+        path = device.backend_path(guest.domid)
+        limit_ns = _SCRIPT_LIMIT_NS if device.has_script else _DEVICE_LIMIT_NS
+        deadline = self._context.kernel.now_ns() + limit_ns
+        while await self._store.read_or(f"{path}/{node}", _CLOSED) not in states:
+            errors = await self._store.read_each([f"{path}/error", f"{path}/hotplug-error"])
+            if any(errors):
+                told = " ".join(filter(None, errors))
+                raise UserError(f"the device {device.kind} {device.devid} of {guest.name} cannot be had: {told}")
             if self._context.kernel.now_ns() > deadline:
                 raise UserError(
-                    f"the device {device.kind} {device.devid} of {guest.name} did not get there in 10 s",
+                    f"the device {device.kind} {device.devid} of {guest.name} did not get there in"
+                    f" {limit_ns // 1_000_000_000} s",
                     "the guest may be busy with it; --force takes it away",
                 )
             await self.sleep(10 * _POLL_NS)

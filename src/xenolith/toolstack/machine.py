@@ -29,7 +29,7 @@ from xenolith.services.console import Terminals
 from xenolith.services.supervisor import Supervisor
 from xenolith.toolstack.builder import Built
 from xenolith.toolstack.cards import Cards
-from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.config import DomainConfig, MachineConfig, store_keeper
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.images import Prepared
@@ -74,6 +74,7 @@ class Machine:
         self, config: MachineConfig, console: Callable[[str], Sink] = _nowhere, directory: Path | None = None
     ) -> None:
         self._config = config
+        self._keeper = store_keeper(config.domains)
         self._console = console
         self._typed = bytearray()
         memory = config.memory or sum(domain.memory for domain in config.domains) + config.spare_memory
@@ -157,13 +158,24 @@ class Machine:
         ]
 
     def start_service(self, config: DomainConfig) -> Domain:
-        """Make a native domain and start its services."""
+        """Make a native domain and start its services. UserError where there is no memory or no store for it."""
+        self._require_store(config)
         try:
             domain = self.supervisor.start(self._roles.role(config)).kernel.domain
         except XenError as error:
             raise UserError(f"{config.name} cannot be started: {error}", "give the machine more memory") from None
         self._limit_hardware(config, domain)
         return domain
+
+    def _require_store(self, config: DomainConfig) -> None:
+        if "store" in config.services or self._roles.domid_of_service("store") is not None:
+            return
+        if self.supervisor.store_keeper is None:
+            problem = f"{config.name} needs a store, and no domain keeps one"
+            raise UserError(problem, "give a domain the service 'store', or one with xenstored the capability")
+        if not set(config.services).isdisjoint(NEEDED_SERVICES):
+            problem = f"{config.name} makes guests or has their consoles, and the store is a guest's"
+            raise UserError(problem, "leave that to the tools of the guest, or give a domain the service 'store'")
 
     def start(self, boot: Boot) -> Domain:
         """Build a guest and let it run. UserError if the image does not fit, or breaks a rule of the ABI."""
@@ -174,13 +186,16 @@ class Machine:
             ramdisk=boot.prepared.ramdisk,
             cmdline=boot.prepared.cmdline,
             flags=_flags(config.capabilities),
+            store_elsewhere=self._roles.domid_of_service("store") is not None,
         )
         layout = pv.plan(spec)
-        if spec.has_rings:
+        if spec.has_store:
             self._require_services()
         domain = self._create(config)
+        if self._keeper is not None and config.name == self._keeper.name:
+            self.supervisor.store_keeper = domain.domid
         self.terminals.of(domain.domid, config.name).viewers.append(self._console(config.name))
-        if spec.has_rings:
+        if spec.has_store:
             self._build_connected(config, domain, spec, layout)
         else:
             self._build(config, domain, spec, layout)
@@ -214,17 +229,20 @@ class Machine:
             ) from None
 
     def _build_connected(self, config: GuestConfig, domain: Domain, spec: pv.PvSpec, layout: pv.PvLayout) -> None:
-        """Build a guest with a store and a console, and leave it paused until the toolstack has told others of it."""
+        """Build a guest with a store, and a console unless that is the hypervisor's, and leave it paused until the
+        toolstack has told others of it."""
         store, console = self._roles.require("store"), self._roles.require("console")
         self.hv.lifecycle.pause(domain)
-        events = domain.events
-        spec = replace(spec, store_port=events.alloc_unbound(store), console_port=events.alloc_unbound(console))
+        spec = replace(spec, store_port=domain.events.alloc_unbound(store))
+        if spec.has_console:
+            spec = replace(spec, console_port=domain.events.alloc_unbound(console))
         day = self._build(config, domain, spec, layout)
         assert day.store_mfn is not None
-        assert day.console_mfn is not None
-        domain.grants.grant(GNTTAB_RESERVED_CONSOLE, console, day.console_mfn)
         domain.grants.grant(GNTTAB_RESERVED_XENSTORE, store, day.store_mfn)
-        built = Built(domain.domid, day.store_mfn, spec.store_port, day.console_mfn, spec.console_port)
+        built = Built(domain.domid, day.store_mfn, spec.store_port)
+        if day.console_mfn is not None:
+            domain.grants.grant(GNTTAB_RESERVED_CONSOLE, console, day.console_mfn)
+            built = built._replace(console=(day.console_mfn, spec.console_port))
         self._roles.adopt(config, domain, built)
 
     def _build(self, config: GuestConfig, domain: Domain, spec: pv.PvSpec, layout: pv.PvLayout) -> pv.StartOfDay:

@@ -36,6 +36,13 @@ class DeviceRecord:
     backend: Mapping[str, str | int] = field(default_factory=dict)
     place: str = ""
     """Where the frontend's directory is in the guest's home, if it is not among the devices."""
+    told_guest: tuple[str, ...] = ()
+    """Nodes of the frontend's directory that the backend writes and the guest only reads."""
+
+    @property
+    def has_script(self) -> bool:
+        """Whether a script of the backend's domain sets up what stands behind the device, as with Linux's backends."""
+        return "script" in self.backend
 
     def frontend_path(self, domid: int) -> str:
         return f"{home(domid)}/{self.place or f'device/{self.kind}/{self.devid}'}"

@@ -61,7 +61,7 @@ class Roles:
         self._owners: dict[str, str] = {}
         self.toolstack: Toolstack | None = None
         self._own_tasks = Tasks(lambda error: supervisor.log(f"a command failed: {error!r}"))
-        self._devices = Devices(self.domid_of_service, self._domid_of)
+        self._devices = Devices(self.domid_of_service, self._domid_of, self._is_native)
         self.require = self._devices.required
         self._needed: dict[str, Factory] = {
             "store": StoreService,
@@ -109,7 +109,13 @@ class Roles:
 
     def _domid_of(self, name: str) -> int | None:
         running = self._supervisor.running.get(name)
-        return running.kernel.domid if running is not None else None
+        if running is not None:
+            return running.kernel.domid
+        guests = self.toolstack.guests.values() if self.toolstack is not None else ()
+        return next((guest.domid for guest in guests if guest.name == name), None)
+
+    def _is_native(self, domid: int) -> bool:
+        return any(running.kernel.domid == domid for running in self._supervisor.running.values())
 
     def _toolstack(self, context: Context) -> Service:
         self.toolstack = Toolstack(context, self._devices, self._terminals, self._repeatable)

@@ -205,6 +205,17 @@ def test_start_info_of_a_control_domain(read: Read) -> None:
     assert (info.mod_start, info.mod_len) == (0, 0)
 
 
+def test_a_control_domain_whose_store_is_elsewhere(read: Read) -> None:
+    """It gets that ring, and has the hypervisor's console all the same."""
+    spec = PvSpec(read(linux()), 16 * MIB, flags=SIF_INITDOMAIN, store_port=3, store_elsewhere=True)
+    guest = build_spec(spec)
+    assert (guest.info.store_mfn, guest.info.store_evtchn) == (guest.start.store_mfn, 3)
+    assert guest.layout.store_pfn is not None
+    assert guest.writable(guest.layout.store_pfn)
+    assert guest.start.console_mfn is None
+    assert guest.info.console.dom0.info_off == StartInfo.sizeof()
+
+
 def test_a_control_domain_without_a_display(read: Read) -> None:
     guest = build_spec(PvSpec(read(linux()), 16 * MIB, flags=SIF_INITDOMAIN))
     at, size = guest.info.console.dom0.info_off, guest.info.console.dom0.info_size

@@ -199,6 +199,21 @@ def test_a_device_that_is_taken_away(guest: Guest, services: Services, disk: Pat
     assert other.back_state == XenbusStateInitWait, "the disk is free again"
 
 
+def test_the_directory_of_a_device_that_is_gone_is_removed_where_the_toolstack_leaves_it(
+    guest: Guest, services: Services
+) -> None:
+    """As libxl does with a driver domain's. It has had time to see the state, and another device may be there then."""
+    guest.connect()
+    services.write(guest.back, online=0)
+    guest.says(state=XenbusStateClosed)
+    services.write(guest.back, online=1)
+    services.turn(3_000_000_000)
+    assert guest.back_state == XenbusStateClosed
+    services.write(guest.back, online=0)
+    services.turn(3_000_000_000)
+    assert guest.back_node("state") == ""
+
+
 def test_a_frontend_that_asks_for_the_impossible(guest: Guest, services: Services) -> None:
     for number, wrong in enumerate(
         (

@@ -6,7 +6,12 @@ import pytest
 
 from tests.unit.services.bench import Services
 from xenolith.abi.errno import EACCES, EINVAL, ENOENT, XenError
+from xenolith.hypervisor.domain import Capability
+from xenolith.hypervisor.native import NativeKernel
 from xenolith.services.service import Context
+from xenolith.services.store import StoreService
+from xenolith.services.store_client import StoreClient
+from xenolith.services.tasks import Tasks
 
 _SECOND = 1_000_000_000
 
@@ -139,6 +144,34 @@ def test_many_requests_at_once(services: Services) -> None:
         services.do(toolstack, store.write_all([("/first", "1"), ("no path", "2"), ("/last", "3")]))
     assert caught.value.errno == EINVAL
     assert services.read("/last") == "3"
+
+
+def test_code_that_is_started_again_goes_on_with_a_ring_that_is_remembered(services: Services) -> None:
+    """A store that is told nothing goes on to serve it; what the code before watched is forgotten."""
+    (keeper,) = (running for running in services.supervisor.running.values() if running.role.name == "store")
+    kernel, (store,) = NativeKernel(services.hv, "driver", Capability.NONE), keeper.services
+    assert isinstance(store, StoreService)
+    seen: list[str] = []
+
+    def ask(client: StoreClient, name: str) -> None:
+        spawned = Tasks(lambda error: pytest.fail(str(error))).spawn(client.watch(name, seen.append))
+        services.turn()
+        assert spawned.done
+
+    before = StoreClient(kernel, keeper.kernel.domid)
+    store.introduce(kernel.domid, before.page.mfn, before.port, False)
+    home = f"/local/domain/{kernel.domid}"
+    services.do(services.toolstack, services.toolstack.store.make_all([(home, ("n0", f"r{kernel.domid}"))]))
+    services.write(home, a=1, b=1)
+    ask(before, "a")
+    before.remember()
+    kernel.reset()
+    after = StoreClient(kernel, keeper.kernel.domid)
+    assert after.page.mfn == before.page.mfn
+    ask(after, "b")
+    seen.clear()
+    services.write(home, a=2, b=2)
+    assert seen == ["b"]
 
 
 def test_errors_and_absences(services: Services) -> None:

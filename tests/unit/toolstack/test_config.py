@@ -184,6 +184,21 @@ def test_what_is_named_is_started_before() -> None:
     assert [domain.name for domain in config.start_order()] == ["store", "driver", "disks", "guest"]
 
 
+def test_services_wait_for_the_guest_that_keeps_the_store() -> None:
+    """Where no service does; what it is named for comes after it like all else."""
+    domains = [
+        DomainConfig("disks", services=("block",)),
+        DomainConfig("guest"),
+        DomainConfig("dom0", capabilities=Capability.ALL),
+    ]
+    config = MachineConfig(domains=domains)
+    assert [domain.name for domain in config.start_order()] == ["dom0", "disks", "guest"]
+    config.domains[2] = DomainConfig("dom0", capabilities=Capability.ALL, depends=("disks",))
+    assert [domain.name for domain in config.start_order()] == ["disks", "guest", "dom0"], "it cannot be waited for"
+    config.domains.append(DomainConfig("store", services=("store",)))
+    assert [domain.name for domain in config.start_order()] == ["store", "disks", "guest", "dom0"]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12),
     st.lists(st.booleans(), min_size=8, max_size=8),

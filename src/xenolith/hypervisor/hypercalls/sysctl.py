@@ -150,12 +150,14 @@ def _help(hv: Hypervisor) -> list[str]:
 
 
 def _describe_domains(hv: Hypervisor) -> list[str]:
-    return [
+    domains = [
         f"domain {domain.domid}: {domain.tot_frames} of {domain.max_frames} frames, {len(domain.vcpus)} vCPUs, "
-        f"{sum(vcpu.runnable for vcpu in domain.vcpus)} want to run, paused {domain.pause_count} times"
+        f"{sum(vcpu.runnable for vcpu in domain.vcpus)} want to run, paused {domain.pause_count} times, "
+        f"{len(list(domain.events))} ports, {domain.grants.mapped} grants mapped"
         + (", dying" if domain.is_dying else "")
         for domain in hv.domains.values()
     ]
+    return [*domains, f"{hv.frames.free_frames} frames are free"]
 
 
 _KEYS: Final = {"h": _help, "q": _describe_domains}
