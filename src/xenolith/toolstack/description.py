@@ -19,6 +19,7 @@ from xenolith.toolstack.config import (
     explicit_needs,
     named,
     reachable,
+    store_keeper,
 )
 from xenolith.toolstack.guest_file import read_guest
 from xenolith.toolstack.guest_keys import KEYS
@@ -186,9 +187,11 @@ def _check_services(source: TomlSource, config: MachineConfig) -> None:
             problem = f"{providers[0]} serves '{service}' already"
             raise source.error(("domain", providers[1], "service"), problem, "a machine has it once")
     native = [domain for domain in config.domains if domain.services]
-    if native and not any("store" in domain.services for domain in native):
+    has_store = any("store" in domain.services for domain in native) or store_keeper(config.domains) is not None
+    if native and not has_store:
         problem = "services need a store, and no domain serves 'store'"
-        raise source.error(("domain", native[0].name, "service"), problem, "add 'store' to one of them")
+        hint = "add 'store' to one of them, or give a Linux with xenstored the capability"
+        raise source.error(("domain", native[0].name, "service"), problem, hint)
 
 
 def _check_names(source: TomlSource, config: MachineConfig, described: Mapping[str, Mapping[str, Setting]]) -> None:

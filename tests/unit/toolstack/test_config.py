@@ -184,6 +184,11 @@ def test_what_is_named_is_started_before() -> None:
     assert [domain.name for domain in config.start_order()] == ["store", "driver", "disks", "guest"]
 
 
+def test_a_guest_may_keep_the_store_that_services_need(tmp_path: Path) -> None:
+    config = load(write(tmp_path, '[domain.a]\ncapabilities = ["store"]\n[domain.b]\nservice = "net"\n'))
+    assert [domain.name for domain in config.start_order()] == ["a", "b"]
+
+
 def test_services_wait_for_the_guest_that_keeps_the_store() -> None:
     """Where no service does; what it is named for comes after it like all else."""
     domains = [
