@@ -25,6 +25,18 @@ extra = "console=hvc0 quiet noreplace-smp"
 memory = 96
 pci = ["00:01.0"]
 """
+_DESCRIBED = """\
+[machine]
+preset = "split"
+[[machine.device]]
+model = "nvme"
+target = "{image}"
+[domain.user]
+kernel = "debian-cloud"
+memory = "128MiB"
+pci = ["{device}"]
+exec = "sha256sum /dev/nvme0n1"
+"""
 _MISPROGRAM = """\
 echo 0000:00:01.0 > /sys/bus/pci/drivers/nvme/unbind
 printf '\\006' | dd of=/sys/bus/pci/devices/0000:00:01.0/config bs=1 seek=4 conv=notrunc 2> /dev/null
@@ -77,6 +89,19 @@ def test_the_native_hardware_domain_lends_a_device(native: Background, image: Pa
     native.do("destroy", "one")
     native.do("create", "--name", "two", "--exec", "sha256sum /dev/nvme0n1", *ways)
     native.wait_console("two", digest(image))
+
+
+def test_a_guest_that_is_described_has_its_device_from_the_start(tmp_path: Path, image: Path) -> None:
+    if registry.pulled("debian-cloud") is None:
+        pytest.skip("the kernel debian-cloud is not in the cache: 'xenolith pull debian-cloud' brings it")
+    description = tmp_path / "machine.toml"
+    description.write_text(_DESCRIBED.format(image=image, device=_DEVICE))
+    ended = subprocess.run([XENOLITH, "boot", description], capture_output=True, text=True, timeout=120)
+    assert digest(image) in ended.stdout, ended.stderr
+    description.write_text(_DESCRIBED.format(image=image, device="00:07.0"))
+    ended = subprocess.run([XENOLITH, "boot", description], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "user cannot have the PCI device 0000:00:07.0" in ended.stderr
 
 
 @pytest.fixture

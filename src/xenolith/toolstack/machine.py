@@ -34,6 +34,7 @@ from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.images import Prepared
 from xenolith.toolstack.machine_devices import MachineDevices
+from xenolith.toolstack.rights import pci_number
 from xenolith.toolstack.roles import NEEDED_SERVICES, Roles, implied_services
 from xenolith.toolstack.serial_line import SerialLine
 
@@ -210,11 +211,23 @@ class Machine:
         for vcpu, mask in zip(domain.vcpus, config.affinity, strict=False):
             vcpu.hard_affinity = mask
         self._limit_hardware(config, domain)
+        self._assign_devices(config, domain)
         if config.targets is not None:
             domain.targets = frozenset(
                 other.domid for other in self.hv.domains.values() if other.name in config.targets
             )
         return domain
+
+    def _assign_devices(self, config: GuestConfig, domain: Domain) -> None:
+        """Have PCI functions work for a guest from the start; the domain that drives them lends it the rest."""
+        for name in config.pci:
+            where = pci_number(name)
+            if where not in self.hv.iommu.functions() or not self.hv.iommu.can_be_assigned(where):
+                raise UserError(
+                    f"{config.name} cannot have the PCI device {name}", "it must be the machine's, and no other guest's"
+                )
+            domain.has_iommu = True
+            self.hv.iommu.assign(where, domain)
 
     def _limit_hardware(self, config: GuestConfig, domain: Domain) -> None:
         access = config.hardware
