@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import programs
 from benchmarks.console import RunFailed
-from benchmarks.memory import Usage, parse_rollup
+from benchmarks.memory import Usage, usage
 from benchmarks.peer import xenolith_command
 from xenolith.cli.remote import pack
 from xenolith.errors import UserError
@@ -114,8 +114,8 @@ class Machine:
         raise RunFailed("the machine is gone")
 
     def usage(self) -> Usage:
-        """The memory of the machine's process; the shared part is its domains'."""
-        return parse_rollup(Path(f"/proc/{self.process}/smaps_rollup").read_text())
+        """The memory of the machine's process."""
+        return usage(self.process)
 
     def processor_seconds(self) -> float:
         """The processor time that the machine's process has used."""

@@ -18,22 +18,22 @@ _GUEST = Metric("guest memory touched", "MiB")
 
 @dataclass(frozen=True)
 class Usage:
-    """A process tree's proportional set size at one moment, in KiB: all of it, and the shared-memory part."""
+    """A process tree's proportional set size at one moment, in KiB: all of it, and what of it is a machine's memory."""
 
     total_kib: int = 0
-    shared_kib: int = 0
+    machine_kib: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.total_kib + other.total_kib, self.shared_kib + other.shared_kib)
+        return Usage(self.total_kib + other.total_kib, self.machine_kib + other.machine_kib)
 
     @property
     def own_kib(self) -> int:
-        """What is not shared memory."""
-        return self.total_kib - self.shared_kib
+        """What is no machine's memory."""
+        return self.total_kib - self.machine_kib
 
     def above_kib(self, guest_kib: int) -> int:
-        """What is not the guest's: everything, less its memory (the shared part, but no more than `guest_kib`)."""
-        return self.total_kib - min(self.shared_kib, guest_kib)
+        """What is not the guest's: everything, less its memory (the machine's, but no more than `guest_kib`)."""
+        return self.total_kib - min(self.machine_kib, guest_kib)
 
 
 class Watch:
@@ -45,9 +45,9 @@ class Watch:
         self.guest_kib = 0
 
     def __call__(self, process: int) -> None:
-        usage = tree_usage(process)
-        self.above_kib = max(self.above_kib, usage.above_kib(self._guest_kib))
-        self.guest_kib = max(self.guest_kib, min(usage.shared_kib, self._guest_kib))
+        found = tree_usage(process)
+        self.above_kib = max(self.above_kib, found.above_kib(self._guest_kib))
+        self.guest_kib = max(self.guest_kib, min(found.machine_kib, self._guest_kib))
 
 
 def run(runs: int) -> Report:
@@ -62,12 +62,19 @@ def run(runs: int) -> Report:
     alternate(report, contenders, runs)
     peak = report.median(_ABOVE.name, peer.XENOLITH)
     report.marks.append(Mark("hypervisor memory above the guest's, MiB", peak, 150, at_least=False))
-    report.notes.append(f"guest memory is the shared mapping, up to the {peer.MEMORY_MIB} MiB that the guest was given")
+    report.notes.append(f"guest memory is what the machine has, up to the {peer.MEMORY_MIB} MiB that the guest was given")
     return report
 
 
+def usage(process: int) -> Usage:
+    """The usage of one process (Linux, Documentation/filesystems/proc.rst). OSError if it is gone."""
+    place = Path(f"/proc/{process}")
+    total = parse_rollup((place / "smaps_rollup").read_text())
+    return total + Usage(machine_kib=private_memory_kib((place / "smaps").read_text()))
+
+
 def parse_rollup(text: str) -> Usage:
-    """The usage that /proc/PID/smaps_rollup tells (Linux, Documentation/filesystems/proc.rst)."""
+    """The usage that smaps_rollup tells, in which a machine's memory is what can be shared."""
     fields = {}
     for line in text.splitlines()[1:]:
         key, _, value = line.partition(":")
@@ -75,14 +82,26 @@ def parse_rollup(text: str) -> Usage:
     return Usage(fields.get("Pss", 0), fields.get("Pss_Shmem", 0))
 
 
+def private_memory_kib(text: str) -> int:
+    """What smaps tells of a machine's memory that nobody shares: no swap is reserved for it, and no child has it."""
+    found = size = 0
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key == "Pss":
+            size = int(value.split()[0])
+        elif key == "VmFlags" and {"nr", "dc"} <= set(value.split()):
+            found += size
+    return found
+
+
 def tree_usage(process: int) -> Usage:
     """The usage of `process` and its descendants; processes that are gone count nothing."""
     try:
-        usage = parse_rollup(Path(f"/proc/{process}/smaps_rollup").read_text())
+        own = usage(process)
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except OSError:
         return Usage()
-    return sum((tree_usage(int(child)) for child in children), start=usage)
+    return sum((tree_usage(int(child)) for child in children), start=own)
 
 
 def _peaks(command: list[str]) -> Mapping[str, float]:

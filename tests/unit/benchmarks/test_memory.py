@@ -2,7 +2,7 @@
 
 import os
 
-from benchmarks.memory import Usage, parse_rollup, tree_usage
+from benchmarks.memory import Usage, parse_rollup, private_memory_kib, tree_usage
 
 ROLLUP = """55d0c0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]
 Rss:              300000 kB
@@ -28,3 +28,16 @@ def test_usage_of_this_process_is_not_nothing() -> None:
 
 def test_a_process_that_is_gone_uses_nothing() -> None:
     assert tree_usage(2**22 + 1) == Usage()
+
+
+def test_memory_of_a_machine_that_is_not_shared_is_found_by_its_flags() -> None:
+    smaps = """\
+7f0000000000-7f0020000000 rw-p 00000000 00:00 0
+Rss:              131072 kB
+Pss:              131000 kB
+VmFlags: rd wr mr mw me dc nr sd
+7f0030000000-7f0030010000 rw-p 00000000 00:00 0
+Pss:                  64 kB
+VmFlags: rd wr mr mw me nr sd
+"""
+    assert private_memory_kib(smaps) == 131000
