@@ -62,7 +62,7 @@ def run(runs: int) -> Report:
     alternate(report, contenders, runs)
     peak = report.median(_ABOVE.name, peer.XENOLITH)
     report.marks.append(Mark("hypervisor memory above the guest's, MiB", peak, 150, at_least=False))
-    report.notes.append(f"guest memory is what the machine has, up to the {peer.MEMORY_MIB} MiB that the guest was given")
+    report.notes.append(f"guest memory is what the machine has, up to the {peer.MEMORY_MIB} MiB that the guest has")
     return report
 
 
