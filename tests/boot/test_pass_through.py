@@ -11,7 +11,7 @@ import pytest
 
 from tests.boot.background import Background
 from tests.boot.command_line import XENOLITH
-from tests.boot.dom0 import GUEST, PROMPT, Dom0
+from tests.boot.dom0 import GUEST, Dom0, dom0
 from xenolith.errors import UserError
 from xenolith.loader import registry
 
@@ -105,7 +105,7 @@ def test_a_guest_that_is_described_has_its_device_from_the_start(tmp_path: Path,
 
 
 @pytest.fixture
-def dom0(tmp_path: Path, image: Path) -> Iterator[Dom0]:
+def linux(tmp_path: Path, image: Path) -> Iterator[Dom0]:
     for alias in ("debian", "debian-cloud"):
         if registry.pulled(alias) is None:
             pytest.skip(f"the kernel {alias} is not in the cache: 'xenolith pull {alias}' brings it")
@@ -124,37 +124,29 @@ def dom0(tmp_path: Path, image: Path) -> Iterator[Dom0]:
     ]
     given = [word for path, name in files for word in ("--file", f"{path}:/root/{name}")]
     _ramdisk("debian", tmp_path / "dom0.img", "--tools", "--module", "nvme", *given)
-    machine = Dom0(tmp_path)
-    try:
-        machine.do(
-            *("boot", "--preset", "dom0", "--kernel", "debian", "--ramdisk", tmp_path / "dom0.img"),
-            *("--cmdline", "quiet", "--device", f"nvme,target={image}", "--machine-memory", "1GiB", "--detach"),
-        )
-        machine.wait_console("dom0", PROMPT)
-        machine.sh(". /root/guest.sh")
+    options = ("--preset", "dom0", "--kernel", "debian", "--ramdisk", tmp_path / "dom0.img", "--cmdline", "quiet")
+    with dom0(tmp_path, *options, "--device", f"nvme,target={image}", "--machine-memory", "1GiB") as machine:
         yield machine
-    finally:
-        machine.close()
 
 
 def _ramdisk(kernel: str, path: Path, *options: str | Path) -> None:
     subprocess.run([XENOLITH, "ramdisk", "--kernel", kernel, *options, "-o", path], check=True, capture_output=True)
 
 
-def test_xl_passes_a_device_on_and_a_misprogrammed_one_reaches_nothing(dom0: Dom0, image: Path) -> None:
-    dom0.sh("modprobe xen-pciback; xl pci-assignable-add 00:01.0")
-    assert dom0.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
+def test_xl_passes_a_device_on_and_a_misprogrammed_one_reaches_nothing(linux: Dom0, image: Path) -> None:
+    linux.sh("modprobe xen-pciback; xl pci-assignable-add 00:01.0")
+    assert linux.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
     for _ in range(2):
-        assert dom0.sh("xl create -q /root/user.cfg") == ""
-        assert digest(image) in dom0.sh("guest user 'sha256sum /dev/nvme0n1'")
-        assert dom0.sh("xl pci-list user").split()[-1] == "0000:00:01.0"
-        dom0.sh("xl destroy user")
-        assert dom0.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
-    dom0.sh("xl pci-assignable-remove -r 00:01.0; soon '[ -b /dev/nvme0n1 ]'")
-    assert digest(image) in dom0.sh("sha256sum /dev/nvme0n1")
+        assert linux.sh("xl create -q /root/user.cfg") == ""
+        assert digest(image) in linux.sh("guest user 'sha256sum /dev/nvme0n1'")
+        assert linux.sh("xl pci-list user").split()[-1] == "0000:00:01.0"
+        linux.sh("xl destroy user")
+        assert linux.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
+    linux.sh("xl pci-assignable-remove -r 00:01.0; soon '[ -b /dev/nvme0n1 ]'")
+    assert digest(image) in linux.sh("sha256sum /dev/nvme0n1")
 
-    status = int(dom0.sh("sh /root/misprogram.sh").split()[-1], 16)
+    status = int(linux.sh("sh /root/misprogram.sh").split()[-1], 16)
     assert status & 2, "the controller says that it has failed"
-    assert "(XEN) IOMMU: PCI function 0000:00:01.0 of d0 reads 64 bytes at 0x38fff000, where it may not" in dom0.sh(
+    assert "(XEN) IOMMU: PCI function 0000:00:01.0 of d0 reads 64 bytes at 0x38fff000, where it may not" in linux.sh(
         "xl dmesg"
     )
