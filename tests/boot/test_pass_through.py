@@ -11,8 +11,7 @@ import pytest
 
 from tests.boot.background import Background
 from tests.boot.command_line import XENOLITH
-from tests.boot.dom0 import GUEST, Dom0, dom0
-from xenolith.errors import UserError
+from tests.boot.dom0 import GUEST, Dom0, dom0, require_dom0
 from xenolith.loader import registry
 
 _MIB = 8
@@ -106,13 +105,7 @@ def test_a_guest_that_is_described_has_its_device_from_the_start(tmp_path: Path,
 
 @pytest.fixture
 def linux(tmp_path: Path, image: Path) -> Iterator[Dom0]:
-    for alias in ("debian", "debian-cloud"):
-        if registry.pulled(alias) is None:
-            pytest.skip(f"the kernel {alias} is not in the cache: 'xenolith pull {alias}' brings it")
-    try:
-        registry.debian_dom0()
-    except UserError as error:
-        pytest.skip(f"{error.message}: {error.hint}")
+    require_dom0()
     found = registry.pulled("debian-cloud")
     assert found is not None
     (tmp_path / "user.cfg").write_text(_USER)
