@@ -93,14 +93,15 @@ def test_the_native_hardware_domain_lends_a_device(native: Background, image: Pa
 def test_a_guest_that_is_described_has_its_device_from_the_start(tmp_path: Path, image: Path) -> None:
     if registry.pulled("debian-cloud") is None:
         pytest.skip("the kernel debian-cloud is not in the cache: 'xenolith pull debian-cloud' brings it")
-    description = tmp_path / "machine.toml"
-    description.write_text(_DESCRIBED.format(image=image, device=_DEVICE))
-    ended = subprocess.run([XENOLITH, "boot", description], capture_output=True, text=True, timeout=120)
-    assert digest(image) in ended.stdout, ended.stderr
+    description, machine = tmp_path / "machine.toml", Background(tmp_path)
     description.write_text(_DESCRIBED.format(image=image, device="00:07.0"))
-    ended = subprocess.run([XENOLITH, "boot", description], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert "user cannot have the PCI device 0000:00:07.0" in ended.stderr
+    assert "user cannot have the PCI device 0000:00:07.0" in machine.refused("boot", description)
+    description.write_text(_DESCRIBED.format(image=image, device=_DEVICE))
+    try:
+        machine.do("boot", description, "--detach")
+        machine.wait_console("user", digest(image))
+    finally:
+        machine.close()
 
 
 @pytest.fixture
