@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks import console, peer, programs
-from benchmarks.common import Contender, Mark, Metric, Report, alternate
+from benchmarks.common import Metric, Report, contend
 from benchmarks.console import RunFailed
 from benchmarks.devices import durations
 from benchmarks.meter import Meter
@@ -31,19 +31,7 @@ def run(runs: int) -> Report:
     """Has a control domain fetch from the host and talk to it, `runs` times with each card on each side."""
     pairs = tuple((f"{peer.XENOLITH} {model}", f"{peer.XEN}, {model}") for model in _OURS)
     report = Report("cards", "How fast are dom0's network cards?", _METRICS, pairs)
-    contenders = [
-        contender
-        for model, (ours, theirs) in zip(_OURS, pairs, strict=True)
-        for contender in (
-            Contender(ours, lambda model=model: _xenolith(model)),
-            Contender(theirs, lambda model=model: _qemu(model), is_peer=True),
-        )
-    ]
-    alternate(report, contenders, runs)
-    for ours, theirs in pairs:
-        for metric in report.metrics:
-            advantage = report.advantage(metric.name, ours, theirs)
-            report.marks.append(Mark(f"{metric.name}, {ours}, times better", advantage, 1, at_least=True))
+    contend(report, _OURS, _xenolith, _qemu, runs)
     report.notes.append("behind the card are passt here and QEMU's libslirp there")
     return report
 

@@ -7,8 +7,9 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,29 @@ def alternate(report: Report, contenders: Sequence[Contender], runs: int) -> Non
                 report.missing[contender.name] = str(reason)
             except RunFailed as reason:
                 report.failures.setdefault(contender.name, []).append(str(reason))
+
+
+def contend(
+    report: Report,
+    subjects: Iterable[str],
+    ours: Callable[[str], Mapping[str, float]],
+    theirs: Callable[[str], Mapping[str, float]],
+    runs: int,
+) -> None:
+    """Measures each subject on both sides, which are called as `report.comparisons` says, and marks every metric."""
+    contenders = [
+        contender
+        for subject, (mine, other) in zip(subjects, report.comparisons, strict=True)
+        for contender in (
+            Contender(mine, partial(ours, subject)),
+            Contender(other, partial(theirs, subject), is_peer=True),
+        )
+    ]
+    alternate(report, contenders, runs)
+    for mine, other in report.comparisons:
+        for metric in report.metrics:
+            advantage = report.advantage(metric.name, mine, other)
+            report.marks.append(Mark(f"{metric.name}, {mine}, times better", advantage, 1, at_least=True))
 
 
 def _host_speed() -> float:

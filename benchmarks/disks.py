@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks import console, peer, programs
-from benchmarks.common import Contender, Mark, Metric, Report, alternate
+from benchmarks.common import Metric, Report, contend
 from benchmarks.console import RunFailed
 from benchmarks.devices import DISK_AMOUNTS, METRICS, durations
 from benchmarks.meter import Meter
@@ -24,19 +24,7 @@ def run(runs: int) -> Report:
     pairs = tuple((f"{peer.XENOLITH} {model}", f"{peer.XEN}, {model}") for model in _NAMES)
     metrics = (*(METRICS[part] for part in DISK_AMOUNTS), *_WORK.values())
     report = Report("disks", "How fast are dom0's disks?", metrics, pairs)
-    contenders = [
-        contender
-        for model, (ours, theirs) in zip(_NAMES, pairs, strict=True)
-        for contender in (
-            Contender(ours, lambda model=model: _xenolith(model)),
-            Contender(theirs, lambda model=model: _qemu(model), is_peer=True),
-        )
-    ]
-    alternate(report, contenders, runs)
-    for ours, theirs in pairs:
-        for metric in metrics:
-            advantage = report.advantage(metric.name, ours, theirs)
-            report.marks.append(Mark(f"{metric.name}, {ours}, times better", advantage, 1, at_least=True))
+    contend(report, _NAMES, _xenolith, _qemu, runs)
     return report
 
 
