@@ -194,19 +194,13 @@ class Pirqs:
 
     def restore_messages(self, where: int) -> None:
         """Program the messages of a function anew, after it was reset."""
-        for irq, message in [(irq, line.message) for irq, line in self._lines.items() if line.message is not None]:
-            function = message.function
-            if function.where != where:
-                continue
-            masked = not self._lines[irq].bound
-            if message.is_msix:
-                function.program_msix(message.entry, MESSAGE_ADDRESS, irq, masked)
-            elif not message.entry:
-                count = sum(other.function is function and not other.is_msix for other in self._messages())
-                function.program_msi(MESSAGE_ADDRESS, irq, 1 << (count - 1).bit_length())
-        for irq, line in self._lines.items():
-            if line.message is not None and line.message.function.where == where:
-                self._set_masked(irq, not line.bound)
+        own = {irq: message for irq, message in self._messages_by_irq() if message.function.where == where}
+        count = sum(not message.is_msix for message in own.values())
+        for irq, message in own.items():
+            if not message.is_msix and not message.entry:
+                message.function.program_msi(MESSAGE_ADDRESS, irq, 1 << (count - 1).bit_length())
+        for irq in own:
+            self._set_masked(irq, not self._lines[irq].bound)
 
     def has_messages(self, where: int) -> bool:
         """Whether messages of a function are mapped."""
@@ -234,8 +228,11 @@ class Pirqs:
             raise XenError(ENODEV, f"PCI function {where:#06x} does not work for {domain}")
         return function
 
+    def _messages_by_irq(self) -> list[tuple[int, _Message]]:
+        return [(irq, line.message) for irq, line in self._lines.items() if line.message is not None]
+
     def _messages(self) -> list[_Message]:
-        return [line.message for line in self._lines.values() if line.message is not None]
+        return [message for _, message in self._messages_by_irq()]
 
     def _place(self, domain: Domain, pirq: int, count: int) -> int:
         """The first of `count` pirqs one after the other that are free, or reserved and asked for."""
