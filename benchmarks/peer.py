@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import compileall
 import gzip
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from xenolith.errors import UserError
 from xenolith.loader import bzimage
 from xenolith.loader.payload import compression, decompress
 from xenolith.machine.ram import Ram
+from xenolith.user_cache import cache_directory
 
 XEN = "QEMU + Xen 4.17"
 QEMU = "QEMU alone"
@@ -161,8 +161,7 @@ def _escaped(text: str) -> str:
 
 
 def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "xenolith" / "peer"
+    return cache_directory() / "peer"
 
 
 def _fetch(root: Path) -> None:

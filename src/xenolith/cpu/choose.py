@@ -7,12 +7,14 @@ import os
 import platform
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xenolith.errors import UserError
+from xenolith.user_cache import cache_directory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xenolith.cpu.engine import Engine
     from xenolith.machine.ram import Ram
 
@@ -71,8 +73,7 @@ def _boot_seconds(name: str) -> float:
 
 
 def _place() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "xenolith" / "engine.json"
+    return cache_directory() / "engine.json"
 
 
 def _remembered() -> dict[str, str]:

@@ -13,6 +13,7 @@ from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, RING0_STACK_SELECTOR
 from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.registers import CR0_TS, CS, DR6_FIXED, DR7_FIXED, ES, FLAGS_FIXED, FS, GS, IF, REGISTER_WORDS, SS
+from xenolith.cpu.segments import segment_of
 
 if TYPE_CHECKING:
     from xenolith.cpu.kvm import KvmEngine
@@ -185,10 +186,8 @@ class KvmCpu:
         if not descriptor:
             self.load_segment(segment, selector, 0, 0xFFFFFFFF, _DATA)
             return
-        limit = (descriptor & 0xFFFF) | (descriptor >> 32 & 0xF0000)
-        limit = limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
-        base = (descriptor >> 16 & 0xFFFFFF) | (descriptor >> 56 & 0xFF) << 24
-        self.load_segment(segment, selector, base, limit, descriptor >> 32 & 0x00F0FF00)
+        about = segment_of(descriptor)
+        self.load_segment(segment, selector, about.base, about.limit, about.attributes)
 
     def set_xcr0(self, value: int) -> None:
         message = bytearray(abi.XCRS_BYTES)

@@ -14,8 +14,9 @@ from xenolith.abi.vcpu import (
     VGCF_syscall_disables_events,
 )
 from xenolith.cpu.registers import CS, FLAGS_FIXED, IF, IOPL, MASK64, NAMES, SS, VM
+from xenolith.cpu.segments import attributes_of
 from xenolith.hypervisor import debug_registers
-from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS, attributes_of
+from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS
 from xenolith.hypervisor.frames import TYPE_L4
 from xenolith.hypervisor.msr import is_canonical
 from xenolith.hypervisor.shared_state import Callback, Gate, clear

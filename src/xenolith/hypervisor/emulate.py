@@ -42,8 +42,9 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
+from xenolith.cpu.segments import base_of, limit_of
 from xenolith.hypervisor import debug_registers, ioports, msr, xstate
-from xenolith.hypervisor.descriptors import XEN_CS64, base_of, limit_of
+from xenolith.hypervisor.descriptors import XEN_CS64
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END
 from xenolith.hypervisor.hypercalls.mmu import new_base
 from xenolith.hypervisor.vcpu import INFO_CR2

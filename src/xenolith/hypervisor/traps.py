@@ -45,6 +45,7 @@ from xenolith.cpu.registers import (
     TF,
     VM,
 )
+from xenolith.cpu.segments import attributes_of, segment_of
 from xenolith.hypervisor import debug_registers, emulate, ioports, m2p, ptwr
 from xenolith.hypervisor.descriptors import (
     FLAT_CODE64,
@@ -52,8 +53,6 @@ from xenolith.hypervisor.descriptors import (
     PERDOMAIN_START,
     XEN_CS64,
     XEN_SS,
-    attributes_of,
-    segment_of,
 )
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.guest_memory import CANONICAL_LOW_END, HYPERVISOR_END, HYPERVISOR_START

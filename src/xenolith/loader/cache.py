@@ -1,4 +1,4 @@
-"""The user's cache directory, and in it unpacked kernels, so that a second boot need not unpack them again."""
+"""Unpacked kernels in the user's cache, so that a second boot need not unpack them again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from xenolith.user_cache import cache_directory
+
 PAYLOAD_LIMIT: Final = 512 << 20
 """Bytes that unpacked kernels may take in the cache; the least recently used go first."""
 _TRAILER: Final = struct.Struct("<8sQI4x")
 _MAGIC: Final = b"XNLPAYL1"
-
-
-def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/xenolith, or ~/.cache/xenolith (a relative XDG_CACHE_HOME is ignored, as XDG says)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "xenolith"
 
 
 def unpacked(packed: memoryview, unpack: Callable[[], bytes]) -> memoryview:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from xenolith.errors import UserError
-from xenolith.loader.cache import cache_directory
 from xenolith.loader.debian_dom0 import DEBIAN_DOM0, Tree
 from xenolith.loader.elf import EM_X86_64, PT_INTERP, ElfFile
+from xenolith.user_cache import cache_directory
 
 Progress = Callable[[str, float], None]
 """Told what is being done and how far it is (0.0–1.0)."""

@@ -21,6 +21,7 @@ import pytest
 import xenolith.abi
 from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.types import Struct, Union
+from xenolith.user_cache import cache_directory
 
 PREAMBLE = """
 #include <stddef.h>
@@ -212,8 +213,7 @@ def include_directory() -> Path | None:
         return Path(named).parent if (Path(named) / "xen.h").exists() else Path(named)
     if Path("/usr/include/xen/event_channel.h").exists():
         return Path("/usr/include")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return fetch_headers(home / "xenolith/headers")
+    return fetch_headers(cache_directory() / "headers")
 
 
 @pytest.fixture(scope="module")

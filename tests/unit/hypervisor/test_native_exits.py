@@ -40,12 +40,12 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
+from xenolith.cpu.segments import segment_of
 from xenolith.hypervisor import native_exits
 from xenolith.hypervisor.descriptors import (
     XEN_CS32,
     XEN_CS64,
     XEN_SS,
-    segment_of,
 )
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
 from xenolith.hypervisor.native_exits import SWITCH, checksum, missing

@@ -22,7 +22,8 @@ from xenolith.abi.hypercalls import (
 )
 from xenolith.abi.types import DOMID_SELF
 from xenolith.cpu.registers import CS, IF, R10, R12, RAX, RCX, RDI, RDX, RIP, RSI, RSP, SS
-from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS, segment_of
+from xenolith.cpu.segments import segment_of
+from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS
 from xenolith.hypervisor.native_exits import missing
 from xenolith.hypervisor.shared_state import Gate
 

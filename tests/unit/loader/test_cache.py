@@ -95,11 +95,3 @@ def test_an_entry_larger_than_the_limit_is_kept_alone(cache_home: Path, monkeypa
     cache.unpacked(memoryview(b"a"), Unpacker())
     cache.unpacked(memoryview(b"b"), Unpacker())
     assert len(entries(cache_home)) == 1
-
-
-def test_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache.cache_directory() == Path("/somewhere/xenolith")
-    for ignored in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert cache.cache_directory() == Path.home() / ".cache/xenolith"

@@ -18,6 +18,7 @@ from xenolith.abi.io.xs_wire import XS_READ, XS_WATCH, XS_WATCH_EVENT, XS_WRITE
 from xenolith.services.store_socket import StoreSocket
 from xenolith.store.server import Store
 from xenolith.store.wire import Decoder, Message
+from xenolith.user_cache import cache_directory
 
 _PACKAGES: Final = ("xenstore-utils", "libxenstore4", "libxentoolcore1")
 _CONTROL_PACKAGES: Final = (
@@ -235,8 +236,7 @@ def debian(machine: Machine) -> Tools:
     """Debian's tools, with the machine running."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         pytest.skip("no xenstore-utils: this host has no apt-get and dpkg-deb")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "xenolith/xenstore-utils"
+    cache = cache_directory() / "xenstore-utils"
     try:
         _fetch(cache, _PACKAGES)
     except (subprocess.SubprocessError, OSError) as error:

@@ -31,7 +31,7 @@ from xenolith.abi.traps import (
 )
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
 from xenolith.cpu.registers import MASK64, RAX
-from xenolith.hypervisor.descriptors import base_of
+from xenolith.cpu.segments import base_of
 from xenolith.hypervisor.hypercalls.mmu import update_va_mappings
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
 from xenolith.hypervisor.msr import is_canonical
