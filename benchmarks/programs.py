@@ -119,7 +119,7 @@ def costs_kernel() -> Path:
 def _assembled(name: str) -> Path:
     image = directory() / name
     assembled = str(image.with_suffix(".o"))
-    _build("as", "--64", "-o", assembled, str(_SOURCES / f"{name}.S"))
+    _build("as", "--64", "-I", str(_SOURCES), "-o", assembled, str(_SOURCES / f"{name}.S"))
     _build("ld", "-T", str(_SOURCES / f"{name}.lds"), "-o", str(image), assembled)
     return image
 

@@ -7,10 +7,8 @@ has a warning or an error that the other has not.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Final
 
 from benchmarks import console, peer
 from benchmarks.ramdisk import busybox_ramdisk
+from tools import both_sides
 from tools.dom0_log_reasons import REASONS, Reason
 
 _WARNING: Final = 4
@@ -143,7 +142,7 @@ def document(theirs: Sequence[Message], ours: Sequence[Message]) -> str:
         ("Only in real Xen's log", _ONE_SIDED, [(_code(d.theirs), _levels(d.theirs), _why(d)) for d in only_theirs]),
         ("The same message with other numbers", _PAIRED, [(_code(d.theirs), _code(d.ours), _why(d)) for d in numbers]),
     ]
-    return head + "".join(f"\n## {title}\n\n{_table(header, rows)}\n" for title, header, rows in sections)
+    return head + "".join(f"\n## {title}\n\n{both_sides.table(header, rows)}" for title, header, rows in sections)
 
 
 _ONE_SIDED: Final = ("Message", "Level", "Reason")
@@ -166,38 +165,20 @@ def _code(messages: Sequence[Message]) -> str:
     return "<br>".join(shown)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join([_row(header), _row(["---"] * len(header)), *map(_row, rows)])
+def _unexplained(difference: Difference) -> Iterable[str]:
+    for side, messages in (("xen", difference.theirs), ("xenolith", difference.ours)):
+        for message in messages:
+            yield f"{side:<8} <{message.level}> {message.text}"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _compare(their_log: str, our_log: str) -> tuple[str, list[str]]:
+    theirs, ours = parse(their_log), parse(our_log)
+    bad = [d for d in compare(theirs, ours) if d.complains or not d.reason()]
+    return document(theirs, ours), [line for difference in bad for line in _unexplained(difference)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare_dom0_log", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("output", type=Path, help="the page to write")
-    parser.add_argument("--logs", type=Path, nargs=2, metavar=("XEN", "XENOLITH"), help="logs of `dmesg -r` to compare")
-    parser.add_argument("--save", type=Path, metavar="DIRECTORY", help="keep the captured logs there")
-    options = parser.parse_args(arguments)
-    if options.logs:
-        logs = (options.logs[0].read_text(errors="replace"), options.logs[1].read_text(errors="replace"))
-    else:
-        with tempfile.TemporaryDirectory() as directory:
-            logs = capture_both(Path(directory))
-    if options.save:
-        for name, log in zip(("xen.txt", "xenolith.txt"), logs, strict=True):
-            (options.save / name).write_text(log)
-    theirs, ours = parse(logs[0]), parse(logs[1])
-    options.output.write_text(document(theirs, ours))
-    bad = [d for d in compare(theirs, ours) if d.complains or not d.reason()]
-    for difference in bad:
-        for side, messages in (("xen", difference.theirs), ("xenolith", difference.ours)):
-            for message in messages:
-                print(f"{side:<8} <{message.level}> {message.text}", file=sys.stderr)
-    return 1 if bad else 0
+    return both_sides.main(__doc__ or "", capture_both, _compare, arguments)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ if a difference has no known reason.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import difflib
 import gzip
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import console, peer
-from tools import privcmd_trace, xentrace
+from tools import both_sides, privcmd_trace, xentrace
 from tools.dom0_log_reasons import Reason
 from tools.privcmd_trace import Call
 from xenolith.loader import kernels, registry
@@ -249,9 +247,9 @@ def document(theirs: Recording, ours: Recording) -> str:
     ]
     return (
         head
-        + _table(("", "Call", "Arguments", "Real Xen", "Xenolith", "Reason"), calls)
+        + both_sides.table(("", "Call", "Arguments", "Real Xen", "Xenolith", "Reason"), calls)
         + _TOTALS
-        + _table(("Hypercall", "Real Xen", "Xenolith", ""), counts)
+        + both_sides.table(("Hypercall", "Real Xen", "Xenolith", ""), counts)
     )
 
 
@@ -267,33 +265,13 @@ def _exact(total: Total) -> str:
     return "" if total.theirs == total.ours else "**not explained**"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def _compare(their_output: str, our_output: str) -> tuple[str, list[str]]:
+    theirs, ours = Recording.parse(their_output), Recording.parse(our_output)
+    return document(theirs, ours), unexplained(theirs, ours)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare_xl_create", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("output", type=Path, help="the page to write")
-    parser.add_argument("--recordings", type=Path, nargs=2, metavar=("XEN", "XENOLITH"), help="compare what was saved")
-    parser.add_argument("--save", type=Path, metavar="DIRECTORY", help="keep the recordings there")
-    options = parser.parse_args(arguments)
-    if options.recordings:
-        outputs = tuple(path.read_text(errors="replace") for path in options.recordings)
-    else:
-        with tempfile.TemporaryDirectory() as directory:
-            outputs = record_both(Path(directory))
-    if options.save:
-        for name, output in zip(("xen.txt", "xenolith.txt"), outputs, strict=True):
-            (options.save / name).write_text(output)
-    theirs, ours = map(Recording.parse, outputs)
-    options.output.write_text(document(theirs, ours))
-    bad = unexplained(theirs, ours)
-    for text in bad:
-        print(text, file=sys.stderr)
-    return 1 if bad else 0
+    return both_sides.main(__doc__ or "", record_both, _compare, arguments)
 
 
 if __name__ == "__main__":

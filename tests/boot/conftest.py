@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from tests.boot.guests import Row, page
-from tests.guest.assembler import missing_tools
+from tests.guest.assembler import SHARED, missing_tools
 from xenolith.loader import registry
 
 _PAGE_VARIABLE: Final = "XENOLITH_GUESTS_PAGE"
@@ -46,21 +46,21 @@ def record(request: pytest.FixtureRequest) -> Record:
 @pytest.fixture(scope="session")
 def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guest of image/hello.S, with notes."""
-    return _assemble(tmp_path_factory.mktemp("hello") / "hello", "notes.lds")
+    return _assemble(tmp_path_factory.mktemp("hello") / "hello", SHARED / "hello.lds")
 
 
 @pytest.fixture(scope="session")
 def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a __xen_guest section only."""
-    return _assemble(tmp_path_factory.mktemp("legacy") / "legacy", "legacy.lds", "--defsym", "legacy=1")
+    return _assemble(tmp_path_factory.mktemp("legacy") / "legacy", _IMAGE / "legacy.lds", "--defsym", "legacy=1")
 
 
-def _assemble(guest: Path, script: str, *options: str) -> Path:
+def _assemble(guest: Path, script: Path, *options: str) -> Path:
     if missing := missing_tools():
         pytest.skip(f"{', '.join(missing)} not installed: binutils assembles the guests")
     code = guest.with_suffix(".o")
-    subprocess.run(["as", "--64", *options, "-o", code, _IMAGE / "hello.S"], check=True)
-    subprocess.run(["ld", "-T", _IMAGE / script, "-o", guest, code], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["as", "--64", "-I", SHARED, *options, "-o", code, _IMAGE / "hello.S"], check=True)
+    subprocess.run(["ld", "-T", script, "-o", guest, code], check=True, stderr=subprocess.DEVNULL)
     return guest
 
 

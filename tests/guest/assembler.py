@@ -11,6 +11,8 @@ from typing import Final
 from xenolith.loader.image import KernelImage
 
 _SOURCES: Final = Path(__file__).parent / "image"
+SHARED: Final = Path(__file__).parents[2] / "benchmarks/guest"
+"""What the benchmarks' guests have in common with them."""
 TOOLS: Final = ("as", "ld", "nm")
 
 
@@ -33,7 +35,7 @@ def assemble(directory: Path) -> TestImage:
     """The guest made of all sources in `image`, built in `directory`."""
     source = directory / "guest.S"
     source.write_text("\n".join(path.read_text() for path in (_SOURCES / "runtime.S", _SOURCES / "routines.S")))
-    _run("as", "--64", "-o", str(directory / "guest.o"), str(source))
+    _run("as", "--64", "-I", str(SHARED), "-o", str(directory / "guest.o"), str(source))
     _run("ld", "-T", str(_SOURCES / "guest.lds"), "-o", str(directory / "guest"), str(directory / "guest.o"))
     lines = _run("nm", str(directory / "guest")).splitlines()
     symbols = {name: int(address, 16) for address, _kind, name in (line.split() for line in lines)}

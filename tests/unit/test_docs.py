@@ -195,13 +195,13 @@ def test_what_is_not_explained_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
     for path, log in zip(paths, (THEIRS, OURS), strict=True):
         path.write_text(log)
     output = tmp_path / "page.md"
-    assert compare_dom0_log.main([str(output), "--logs", *map(str, paths)]) == 1
+    assert compare_dom0_log.main([str(output), "--recordings", *map(str, paths)]) == 1
     page = output.read_text()
     assert "Warnings and errors that only Xenolith's log has: **`something: is | wrong`**." in page
     assert r"| `something: is \| wrong` | warning | **not explained** |" in page
     assert "xenolith <4> something: is | wrong" in capsys.readouterr().err
     paths[1].write_text(THEIRS)
-    assert compare_dom0_log.main([str(output), "--logs", *map(str, paths)]) == 0
+    assert compare_dom0_log.main([str(output), "--recordings", *map(str, paths)]) == 0
 
 
 def test_the_committed_comparison_is_clean() -> None:

@@ -40,27 +40,14 @@
         .set    vector_none, -1
         .set    vector_syscall, 256
 
-        .macro  note type, kind, value:vararg
-        .balign 4
-        .long   4, 2f - 1f, \type
-        .asciz  "Xen"
-1:      \kind   \value
-2:      .balign 4
-        .endm
+        .include "notes.S"
 
         .macro  hypercall number
         mov     $\number, %eax
         syscall
         .endm
 
-        .section .note.Xen, "a", @note
-        note    6, .asciz, "test"               # GUEST_OS
-        note    5, .asciz, "xen-3.0"            # XEN_VERSION
-        note    8, .asciz, "generic"            # LOADER
-        note    9, .asciz, "yes"                # PAE_MODE
-        note    3, .quad, virt_base             # VIRT_BASE
-        note    4, .quad, virt_base             # PADDR_OFFSET
-        note    1, .quad, _start                # ENTRY
+        xen_notes test
 
         .text
         .globl  _start

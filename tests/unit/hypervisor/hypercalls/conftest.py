@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.hypervisor.conftest import StandIn
 from tests.unit.hypervisor.fake_cpu import FakeCpu
+from tests.unit.hypervisor.support import Bench, Guest
 from xenolith.abi.errno import XenError
 from xenolith.abi.types import Struct
 from xenolith.hypervisor.cpuid import CpuidPolicy
@@ -99,6 +100,18 @@ def machine() -> Machine:
 @pytest.fixture
 def guest(machine: Machine) -> Domain:
     return machine.caller(1)
+
+
+@pytest.fixture
+def hv() -> Bench:
+    """A hypervisor whose page tables are real."""
+    return Bench(1024)
+
+
+@pytest.fixture
+def builder(hv: Bench) -> Guest:
+    """A guest on it that makes others."""
+    return hv.guest(16, capabilities=Capability.CREATE)
 
 
 @pytest.fixture

@@ -48,11 +48,6 @@ BAD_ADDRESSES = (0x8000_0000_0000_0000, 0x0000_8000_0000_0000, 0xFFFF_7FFF_FFFF_
 
 
 @pytest.fixture
-def hv() -> Bench:
-    return Bench(1024)
-
-
-@pytest.fixture
 def guest(hv: Bench) -> Guest:
     return hv.guest()
 

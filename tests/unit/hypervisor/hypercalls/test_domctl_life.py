@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.hypervisor.hypercalls.domctl import run
 from tests.unit.hypervisor.support import RW, A, Bench, D, Guest, P, snapshot
 from xenolith.abi import domctl as abi
 from xenolith.abi.domctl import XEN_DOMCTL_INTERFACE_VERSION, XenDomctl
@@ -19,36 +20,6 @@ from xenolith.hypervisor.frames import TYPE_SEG_DESC
 from xenolith.hypervisor.hypercalls.table import Continuation
 
 HANDLE = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
-PAGES = 16
-
-
-@pytest.fixture
-def hv() -> Bench:
-    return Bench(1024)
-
-
-@pytest.fixture
-def builder(hv: Bench) -> Guest:
-    return hv.guest(PAGES, capabilities=Capability.CREATE)
-
-
-def run(caller: Guest, command: int, domid: int, **fields: Any) -> tuple[int, Any]:
-    """The result of a domctl, and the whole structure afterwards; `member__field` sets a field of the union."""
-    op = XenDomctl(cmd=command, interface_version=XEN_DOMCTL_INTERFACE_VERSION, domain=domid)
-    for name, value in fields.items():
-        where: Any = op.u
-        *path, last = name.split("__")
-        for part in path:
-            where = getattr(where, part)
-        setattr(where, last, value)
-    vaddr = caller.put(caller.va(0), op)
-    while True:
-        try:
-            result = caller.call(HYPERVISOR_domctl, vaddr)
-            break
-        except Continuation:
-            pass
-    return result, XenDomctl.from_bytes(caller.hv.memory.read(caller.vcpu, vaddr, XenDomctl.sizeof()))
 
 
 def create(caller: Guest, domid: int = 0, **fields: Any) -> tuple[int, int]:
@@ -255,7 +226,7 @@ def test_large_extents(hv: Bench, builder: Guest, made: Domain) -> None:
 
 def test_a_list_that_is_writable_in_part_is_done_in_part(hv: Bench, builder: Guest, made: Domain) -> None:
     made.max_frames = 100
-    last = builder.va(PAGES - 1, 4096 - 16)
+    last = builder.va(len(builder.data) - 1, 4096 - 16)
     builder.put(last, [5, 6])
     argument = XenMemoryReservation(extent_start=last, nr_extents=4, extent_order=0, domid=made.domid)
     assert builder.op(HYPERVISOR_memory_op, XENMEM_populate_physmap, argument) == 2

@@ -6,25 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.unit.hypervisor.hypercalls.test_domctl_life import run
+from tests.unit.hypervisor.hypercalls.domctl import run
 from tests.unit.hypervisor.support import Bench, Guest
 from xenolith.abi import domctl as abi
 from xenolith.abi.errno import EFAULT, EINVAL, EPERM
 from xenolith.hypervisor import dirty_log
-from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.frames import TYPE_L1
 
 PAGES = 100
-
-
-@pytest.fixture
-def hv() -> Bench:
-    return Bench(1024)
-
-
-@pytest.fixture
-def builder(hv: Bench) -> Guest:
-    return hv.guest(16, capabilities=Capability.CREATE)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.hypervisor.hypercalls.test_domctl_life import run
+from tests.unit.hypervisor.hypercalls.domctl import run
 from tests.unit.hypervisor.support import KERNEL_BASE, Bench, Guest
 from xenolith.abi import domctl as abi
 from xenolith.abi.errno import (
@@ -24,19 +24,8 @@ from xenolith.abi.errno import (
 )
 from xenolith.abi.vcpu import VcpuGuestContext, VGCF_in_kernel, VGCF_online
 from xenolith.cpu.registers import RAX, RIP
-from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.hypercalls.cpu_policy import serialised
 from xenolith.hypervisor.scheduler import PERIOD_NS
-
-
-@pytest.fixture
-def hv() -> Bench:
-    return Bench(1024)
-
-
-@pytest.fixture
-def builder(hv: Bench) -> Guest:
-    return hv.guest(16, capabilities=Capability.CREATE)
 
 
 @pytest.fixture

@@ -49,11 +49,6 @@ DONE = 7
 
 
 @pytest.fixture
-def hv() -> Bench:
-    return Bench(1024)
-
-
-@pytest.fixture
 def guest(hv: Bench) -> Guest:
     return hv.guest(pages=16)
 

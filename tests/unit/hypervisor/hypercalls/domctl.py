@@ -1,0 +1,29 @@
+"""Makes the domctls of the tests, as a toolstack in a guest would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.unit.hypervisor.support import Guest
+from xenolith.abi.domctl import XEN_DOMCTL_INTERFACE_VERSION, XenDomctl
+from xenolith.abi.hypercalls import HYPERVISOR_domctl
+from xenolith.hypervisor.hypercalls.table import Continuation
+
+
+def run(caller: Guest, command: int, domid: int, **fields: Any) -> tuple[int, Any]:
+    """The result of a domctl, and the whole structure afterwards; `member__field` sets a field of the union."""
+    op = XenDomctl(cmd=command, interface_version=XEN_DOMCTL_INTERFACE_VERSION, domain=domid)
+    for name, value in fields.items():
+        where: Any = op.u
+        *path, last = name.split("__")
+        for part in path:
+            where = getattr(where, part)
+        setattr(where, last, value)
+    vaddr = caller.put(caller.va(0), op)
+    while True:
+        try:
+            result = caller.call(HYPERVISOR_domctl, vaddr)
+            break
+        except Continuation:
+            pass
+    return result, XenDomctl.from_bytes(caller.hv.memory.read(caller.vcpu, vaddr, XenDomctl.sizeof()))
