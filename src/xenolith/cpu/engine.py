@@ -129,6 +129,9 @@ class ExitHandler(Protocol):
     def on_spin(self) -> None:
         """PAUSE was executed many times, and nothing else was asked for: the processor waits for another one."""
 
+    def on_instruction_finished(self) -> None:
+        """What `finish_instruction` asked for: RIP is at the next instruction, and may be changed."""
+
     def on_failure(self, reason: str) -> None:
         """The engine cannot execute what the guest asks for."""
 
@@ -198,6 +201,10 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """From within a handler: `run` returns when the handler does."""
+
+    def finish_instruction(self) -> None:
+        """From within a handler, in the middle of an instruction: when that is over, `on_instruction_finished` is
+        called, or `run` returns."""
 
     def kick(self) -> None:
         """From any thread: `run` returns soon."""

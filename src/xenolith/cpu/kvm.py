@@ -556,6 +556,9 @@ class KvmEngine:
     def stop(self) -> None:
         self._stopping = True
 
+    def finish_instruction(self) -> None:
+        self.stop()
+
     def kick(self) -> None:
         self._stopping = True
         for cpu in list(self._running):

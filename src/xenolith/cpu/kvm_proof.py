@@ -205,5 +205,8 @@ class Proof:
     def on_spin(self) -> None:
         return
 
+    def on_instruction_finished(self) -> None:
+        return
+
     def on_failure(self, reason: str) -> None:
         self._note("failure", reason)

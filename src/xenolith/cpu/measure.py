@@ -132,5 +132,8 @@ class Bench:
     def on_spin(self) -> None:
         self.on_failure("pause")
 
+    def on_instruction_finished(self) -> None:
+        self.on_failure("an instruction")
+
     def on_failure(self, reason: str) -> None:
         raise UserError(f"the engine failed its test: {reason}", "use another one (--engine)")

@@ -342,6 +342,7 @@ class UnicornEngine:
         self._kicked = False
         self._hot_loops: HotLoops | None = None
         self._left_loop = False
+        self._finishing = False
         self._goes_on_at: int | None = None
         self.preemptible = False
         self.preemptible = self._enable_safe_stop(ram, self._mapped[0].stop - 4096)
@@ -516,10 +517,12 @@ class UnicornEngine:
                 return
             if self._left_loop:
                 self._leave_loop()
-            else:
+            elif not self._finishing:
                 self._entries += 1
                 if self._entries > _SPIN_ENTRIES:
                     self._spin()
+            if self._finishing:
+                self._finish()
             if self._stopping.value:
                 self._stopping.value = 0
                 self._lib.uc_emu_stop(self._uc)
@@ -528,6 +531,16 @@ class UnicornEngine:
         self._keep.append(callback)
         ctypes.c_void_p.from_address(processor + at).value = ctypes.cast(callback, ctypes.c_void_p).value
         return True
+
+    def _finish(self) -> None:
+        self._finishing = False
+        self._entries = 0
+        if self._handler is None:
+            return
+        try:
+            self._handler.on_instruction_finished()
+        except BaseException as error:
+            self._guard(error)
 
     def _spin(self) -> None:
         self._entries = 0
@@ -831,6 +844,13 @@ class UnicornEngine:
         else:
             self._lib.uc_emu_stop(self._uc)
 
+    def finish_instruction(self) -> None:
+        if self.preemptible:
+            self._finishing = True
+            self._lib.cpu_exit(self._cpu_pointer)
+        else:
+            self.stop()
+
     def _deny(self, port: int) -> None:
         """Let the IN or OUT that is being executed fault.
 
@@ -852,7 +872,7 @@ class UnicornEngine:
         """If an instruction had to run by itself: it has ended with `vector`. Returns whether that is the guest's."""
         if not self._breakpoints.alone:
             return True
-        if self._stopping.value:  # which `alone` has put off
+        if self._stopping.value or self._finishing:  # which `alone` has put off
             self._lib.cpu_exit(self._cpu_pointer)
         return self._breakpoints.finish(vector)
 
@@ -881,7 +901,7 @@ class UnicornEngine:
         """Run a loop natively, if nobody wants to see its single steps. RIP cannot be changed within a block, so the
         library has to pause (`_leave_loop`)."""
         loops, cpu = self._hot_loops, self._current
-        if self._breakpoints.armed or self._words[_EFLAGS_WORD] & _TF_RF or self._stopping.value:
+        if self._breakpoints.armed or self._words[_EFLAGS_WORD] & _TF_RF or self._stopping.value or self._finishing:
             return
         if loops is None or cpu is None or not self._longs[_HFLAGS_LONG] & _HF_CS64:
             return

@@ -245,10 +245,14 @@ class Traps:
         """A guest has accessed a device's memory, in the middle of an instruction. What that has brought comes when
         the instruction is over.
         """
-        vcpu = self.current
-        info = vcpu.info_maddr
-        if self._hv.reschedule or (self._bytes[info] and not self._bytes[info + UPCALL_MASK]):
+        info = self._current.info_maddr
+        if self._hv.reschedule:
             self._hv.engine.stop()
+        elif self._bytes[info] and not self._bytes[info + UPCALL_MASK]:
+            self._hv.engine.finish_instruction()
+
+    def on_instruction_finished(self) -> None:
+        self.resume(self._current)
 
     def _deliver_event(self, vcpu: Vcpu) -> None:
         if vcpu.runnable:

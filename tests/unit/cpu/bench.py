@@ -138,6 +138,9 @@ class Bench:
     def on_rdtscp(self) -> int:
         return int(self._exit("rdtscp", default=0))
 
+    def on_instruction_finished(self) -> None:
+        self._exit("finished")
+
     def on_spin(self) -> None:
         self._exit("spin")
 

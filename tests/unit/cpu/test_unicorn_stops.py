@@ -86,6 +86,26 @@ def test_a_stop_in_the_middle_of_an_instruction(bench: Bench, ours: bool, writes
     assert written == writes
 
 
+def test_the_guest_goes_elsewhere_when_an_instruction_is_over(bench: Bench) -> None:
+    """A store to a device leads to CODE + 0x40, with registers and flags as they were after it; there STD."""
+    seen: list[tuple[int, int]] = []
+
+    def go() -> None:
+        seen.append((bench["rip"], bench.cpu.flags))
+        bench["rip"], bench["rax"], bench.cpu.flags = CODE + 0x40, 7, OF | IF
+
+    bench.on["finished"] = go
+    bench.engine.map_mmio(0x10_0000, 4096, lambda *_: 0, lambda *_: bench.engine.finish_instruction())
+    bench.map(FREE, 0x10_0000 | ALL | NX)
+    bench.put("9c 5b fd" + SYSCALL, CODE + 0x40)  # pushfq; pop rbx; std
+    # stc; std; mov [rsi], eax; inc rdi; jmp to the next, syscall
+    exits = bench.run("f9 fd 8906 48ffc7 eb00" + SYSCALL, rsi=FREE, rdi=1, rax=3)
+    assert exits == [("finished",), ("syscall",)]
+    assert seen == [(CODE + 9, CF | DF | IF | FLAGS_FIXED)]
+    assert (bench["rdi"], bench["rax"], bench["rbx"]) == (2, 7, OF | IF | FLAGS_FIXED)
+    assert bench.cpu.flags & DF
+
+
 def test_a_guest_that_spins_is_stopped(bench: Bench) -> None:
     with Kicker(bench, delay=0.02, forever=False):
         assert bench.run(SPIN) == []

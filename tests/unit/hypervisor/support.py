@@ -98,6 +98,9 @@ class Engine:
     def stop(self) -> None:
         self.calls.append(("stop",))
 
+    def finish_instruction(self) -> None:
+        self.calls.append(("finish",))
+
     def kick(self) -> None:
         self.calls.append(("kick",))
 

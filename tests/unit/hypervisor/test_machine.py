@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.hypervisor.support import RW, Bench, P
+from tests.unit.hypervisor.support import KERNEL_BASE, RW, Bench, P
 from xenolith.abi.errno import EINVAL, ENOMEM, ESRCH, XenError
 from xenolith.abi.sched import SHUTDOWN_watchdog
+from xenolith.abi.traps import CALLBACKTYPE_event
 from xenolith.abi.types import DOMID_FIRST_RESERVED, DOMID_SELF
+from xenolith.cpu.registers import RIP
 from xenolith.hypervisor.domain import Capability
 from xenolith.hypervisor.lifecycle import MAX_VCPUS
+from xenolith.hypervisor.shared_state import Callback
 from xenolith.hypervisor.vcpu import UPCALL_MASK, UPCALL_PENDING
 
 
@@ -162,18 +165,29 @@ def test_what_is_to_be_done_soon_is_done_once_when_nobody_runs(hv: Bench) -> Non
     assert done == ["done"]
 
 
-def test_after_an_access_to_a_device_the_guest_stops_for_what_that_has_brought(hv: Bench) -> None:
+def test_after_an_access_to_a_device_the_guest_gets_what_that_has_brought(hv: Bench) -> None:
     guest = hv.guest()
     info = guest.vcpu.info_maddr
+
+    def access() -> tuple[int, int]:
+        hv.traps.accessed_device()
+        return hv.engine.count("finish"), hv.engine.count("stop")
+
     hv.ram.bytes[info + UPCALL_MASK] = 0
-    hv.traps.accessed_device()
-    assert hv.engine.count("stop") == 0
+    assert access() == (0, 0)
     hv.ram.bytes[info + UPCALL_PENDING] = 1
-    hv.traps.accessed_device()
-    assert hv.engine.count("stop") == 1
+    assert access() == (1, 0)
     hv.ram.bytes[info + UPCALL_MASK] = 1
-    hv.traps.accessed_device()
-    assert hv.engine.count("stop") == 1
+    assert access() == (1, 0)
     hv.soon(lambda: None)
-    hv.traps.accessed_device()
-    assert hv.engine.count("stop") == 2
+    assert access() == (1, 1)
+
+
+def test_an_event_comes_when_an_access_to_a_device_is_over(hv: Bench) -> None:
+    guest = hv.guest()
+    info = guest.vcpu.info_maddr
+    guest.vcpu.callbacks[CALLBACKTYPE_event] = Callback(KERNEL_BASE + 0x100)
+    hv.ram.bytes[info + UPCALL_PENDING], hv.ram.bytes[info + UPCALL_MASK] = 1, 0
+    hv.traps.on_instruction_finished()
+    assert guest.cpu.regs[RIP] == KERNEL_BASE + 0x100
+    assert hv.ram.bytes[info + UPCALL_MASK] == 1
