@@ -12,7 +12,7 @@ from xenolith.hypervisor.native_exits import missing
 from xenolith.machine.ram import Ram
 
 _ENGINES = "XENOLITH_TEST_ENGINES"
-WITHOUT_HELPER = "unicorn-without-helper"
+WITHOUT_HELPER = "-without-helper"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,8 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     as well."""
     if "engine" in metafunc.fixturenames:
         engines = os.environ[_ENGINES].split()
-        if getattr(metafunc.module, "WITHOUT_HELPER_TOO", False) and "unicorn" in engines and missing() is None:
-            engines.append(WITHOUT_HELPER)
+        if getattr(metafunc.module, "WITHOUT_HELPER_TOO", False) and missing() is None:
+            engines += [engine + WITHOUT_HELPER for engine in engines]
         metafunc.parametrize("engine", engines, scope="module")
 
 

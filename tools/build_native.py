@@ -19,7 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "src/xenolith/hypervisor/exits.so"
 COMPILED = ("src/xenolith/hypervisor/exits.c", "src/xenolith/hypervisor/tables.c")
-SOURCES = (*COMPILED, "src/xenolith/hypervisor/machine.h", "src/xenolith/cpu/processor.h")
+LOOP = "src/xenolith/cpu/kvm_loop.c"
+SOURCES = (*COMPILED, "src/xenolith/hypervisor/machine.h", LOOP, "src/xenolith/cpu/processor.h")
 
 
 def compile_library(root: Path) -> bool:
@@ -32,7 +33,7 @@ def compile_library(root: Path) -> bool:
     command = [
         *shlex.split(os.environ.get("CC", "cc")),
         *("-std=c11", "-O2", "-fPIC", "-shared", f'-DSOURCES="{checksum}"'),
-        *("-o", str(library), *(str(root / source) for source in COMPILED)),
+        *("-o", str(library), *(str(root / source) for source in (*COMPILED, LOOP))),
     ]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0

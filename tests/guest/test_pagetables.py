@@ -15,6 +15,7 @@ from xenolith.abi.hypercalls import (
     HYPERVISOR_mmu_update,
     HYPERVISOR_mmuext_op,
     HYPERVISOR_update_va_mapping_otherdomain,
+    HYPERVISOR_vm_assist,
 )
 from xenolith.abi.mmu import (
     MMU_MACHPHYS_UPDATE,
@@ -32,6 +33,7 @@ from xenolith.abi.mmu import (
     UVMF_INVLPG,
 )
 from xenolith.abi.types import DOMID_IO, DOMID_SELF, DOMID_XEN
+from xenolith.abi.vm_assist import VMASST_CMD_enable, VMASST_TYPE_writable_pagetables
 from xenolith.hypervisor.domain import Capability
 
 WITHOUT_HELPER_TOO = True
@@ -318,6 +320,29 @@ def test_hypervisor_range_cannot_be_touched(guest: PvGuest) -> None:
         assert guest.call("poke", address, 0).vector in (GENERAL_PROTECTION, PAGE_FAULT), hex(address)
     for address in (0x8000_0000_0000, 0x1234_5678_9ABC_DEF0, 0xFFFF_7FFF_FFFF_F000):
         assert guest.call("peek", address).fault == (GENERAL_PROTECTION, 0), hex(address)
+
+
+@pytest.mark.parametrize("how", ["update_va_mapping", "mmu_update", "store"])
+def test_a_page_shows_the_frame_that_was_mapped_there_last(guest: PvGuest, how: str) -> None:
+    """Not one from before, of which the processor, or whatever keeps its tables for it, may still know."""
+    vaddr, window = guest.page(10), guest.page(0)
+    maddr = guest.pte_maddr(vaddr)
+    assert guest.hypercall(HYPERVISOR_vm_assist, VMASST_CMD_enable, VMASST_TYPE_writable_pagetables) == 0
+    assert guest.map(window, maddr & ~0xFFF | PRESENT | NX) == 0
+    for number in (1, 2, 3):
+        guest.write_words(guest.page(number), 100 + number)
+    for number in (1, 2, 3, 2, 1):
+        entry = guest.mfn(guest.page(number)) << 12 | WRITABLE | NX
+        if how == "update_va_mapping":
+            assert guest.map(vaddr, entry) == 0
+        elif how == "mmu_update":
+            requests = guest.arguments(struct.pack("<QQ", maddr, entry))
+            assert guest.hypercall(HYPERVISOR_mmu_update, requests, 1, 0, DOMID_SELF) == 0
+        else:
+            assert guest.call("poke", window | maddr & 0xFFF, entry).vector == NO_EXCEPTION
+        if how != "update_va_mapping":
+            assert guest.mmuext(MMUEXT_TLB_FLUSH_LOCAL) == 0
+        assert guest.call("peek", vaddr).rax == 100 + number
 
 
 # -- mmu_update itself ------------------------------------------------------------------------------------------------

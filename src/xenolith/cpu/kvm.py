@@ -38,6 +38,7 @@ from xenolith.cpu.kvm_entry import (
     entry_written,
     table_gone,
 )
+from xenolith.cpu.kvm_loop import LAYOUT, NativeEngine, NativeLoop
 from xenolith.cpu.kvm_proof import Proof, Unproven
 from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.paging import translate
@@ -60,11 +61,13 @@ from xenolith.cpu.registers import (
     EFER_SCE,
     IF,
     NT,
+    RDI,
     RIP,
+    RSI,
     SS,
     TF,
 )
-from xenolith.cpu.shortcuts import Shortcuts
+from xenolith.cpu.shortcuts import Rest, Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import PAGE_SIZE, Ram
 
@@ -142,6 +145,7 @@ class KvmEngine:
         self.processors = min(len(os.sched_getaffinity(0)), _MOST_PROCESSORS)
         self._written: list[int] = []
         self._handler: ExitHandler
+        self._native: NativeLoop | None = None
         self._stopping = False
         self._machine_thread = 0
         self._retries = 0
@@ -229,6 +233,16 @@ class KvmEngine:
 
     def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
         self._handler = handler
+        self._native = None
+        if shortcuts is not None and shortcuts.kvm_layout == LAYOUT:
+            common = NativeEngine(
+                mirror=self._mirror_address,
+                frames=self._ram.frames,
+                syscall_entry=self._pages.entries[SYSCALL],
+                own_root=self._pages.own_root,
+                shadows_tables=self.shadows_tables,
+            )
+            self._native = NativeLoop(shortcuts, common)
 
     # -- page tables --------------------------------------------------------------------------------------------------
 
@@ -322,7 +336,11 @@ class KvmEngine:
                 self._replay(cpu)
             self._forget_translations(cpu)
             cpu.enter()
-            self._take_over(cpu, self._enter_kvm(cpu))
+            if self._native is None:
+                self._take_over(cpu, self._enter_kvm(cpu))
+            else:
+                self._take_over(cpu, self._enter_natively(cpu, self._native))
+                _end_rest(cpu, self._native.rest)
 
     def _run_together(self) -> None:
         """Let all run until the first has an exit; then tell of each one's exits while none runs."""
@@ -405,6 +423,14 @@ class KvmEngine:
             cpu.inside = False
         return 0
 
+    def _enter_natively(self, cpu: KvmCpu, loop: NativeLoop) -> int:
+        """The same, in the thread that runs it alone, until there is an exit that is not handled natively."""
+        cpu.inside = True
+        try:
+            return loop.run(cpu)
+        finally:
+            cpu.inside = False
+
     def _oust(self, cpu: KvmCpu) -> None:
         """Have a processor leave the guest, or not enter it."""
         cpu.run[abi.RUN_IMMEDIATE_EXIT] = 1
@@ -413,6 +439,7 @@ class KvmEngine:
 
     def _take_over(self, cpu: KvmCpu, error: int) -> None:
         """From KVM's return to the handling of what it was for; nothing of the guest's runs any more after it."""
+        self._retries = 0
         while not self._ended(cpu, error):
             error = self._enter_kvm(cpu)
 
@@ -458,7 +485,6 @@ class KvmEngine:
         rip, code, flags, rsp, stack = frame[:5]
         if code & 3 != 3:
             return not self._go_back(cpu)
-        self._retries = 0
         if port == _PAGE_FAULT and rip in self._pages.entries:
             # A software KVM enters by SYSCALL without leaving CPL 3, and so cannot fetch the code there.
             self._entered(cpu, v, self._pages.entries.index(rip), rsp)
@@ -627,6 +653,12 @@ def _open() -> int:
         os.close(kvm)
         raise UserError("this host's KVM is too old (Linux 4.17 or newer is needed)", _INSTEAD)
     return kvm
+
+
+def _end_rest(cpu: KvmCpu, rest: Rest) -> None:
+    """The guest gets the registers back that named a multicall of which the last exit was the rest."""
+    if rest.again and cpu.regs[RIP] != rest.again:
+        cpu.regs[RDI], cpu.regs[RSI] = rest.calls, rest.count
 
 
 def _close(vm: int, kvm: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import struct
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, RING0_STACK_SELECTOR
+from xenolith.cpu.kvm_loop import CODE_AT, SEGMENT_BYTES, STACK_AT, KvmState
 from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.registers import CR0_TS, CS, DR6_FIXED, DR7_FIXED, ES, FLAGS_FIXED, FS, GS, IF, REGISTER_WORDS, SS
 from xenolith.cpu.segments import segment_of
@@ -72,27 +74,37 @@ RING0_CODE: Final = packed_segment(RING0_CODE_SELECTOR, 0, 0xFFFFFFFF, _CODE0)
 RING0_STACK: Final = packed_segment(RING0_STACK_SELECTOR, 0, 0xFFFFFFFF, _DATA0)
 
 
-class KvmCpu:
-    """A virtual processor. Registers are copied from and to the shared page at each exit; all else is read there."""
+class KvmCpu(KvmState):
+    """A virtual processor. Registers are copied from and to the shared page at each exit; all else is read there.
 
-    def __init__(self, engine: KvmEngine, fd: int, run_size: int, task_state: int, stack_top: int) -> None:
+    `root` is the L4 table that the guest runs on, `flush` says that translations are to be forgotten before it does,
+    `exits` counts how often it has left.
+    """
+
+    def __init__(
+        self, engine: KvmEngine, fd: int, run_size: int, task_state: int, stack_top: int, stack_end: int
+    ) -> None:
+        """Its ring-0 stack ends at `stack_top`, which lies at the host's address `stack_end`."""
+        super().__init__(fd=fd, stack_top=stack_top, stack_end=stack_end)
         self._engine = engine
         self._task_state = task_state
-        self.stack_top = stack_top
-        self.fd = fd
         self.thread: RunThread | None = None
         """The thread in which it runs; None for the machine's own."""
         self.inside = False
         """Whether that thread is in KVM_RUN, or is just entering or leaving it."""
         self.error = 0
         """What the last KVM_RUN came to (errno), if it was one beside others."""
-        self.root = 0
-        self.flush = False
         self.run = mmap.mmap(fd, run_size)
+        self.run_address = ctypes.addressof(ctypes.c_char.from_buffer(self.run))
         weakref.finalize(self, os.close, fd)
         self.words = memoryview(self.run).cast("Q")
-        self._registers = bytearray(8 * REGISTER_WORDS)
-        self.regs = memoryview(self._registers).cast("Q")
+        state = memoryview(self).cast("B")
+        self._registers = state[: 8 * REGISTER_WORDS]
+        self.regs = self._registers.cast("Q")
+        self.code = state[CODE_AT:][:SEGMENT_BYTES]
+        """The guest's code segment, as KVM has it; while the processor is in ring 0, KVM has another one."""
+        self.stack = state[STACK_AT:][:SEGMENT_BYTES]
+        self._code_halves, self._stack_halves = self.code.cast("H"), self.stack.cast("H")
         self.words[abi.RUN_VALID_REGS // 8] = _ALL_REGS
         self._sregs = bytes(abi.answer(fd, abi.GET_SREGS, abi.SREGS_BYTES))
         self.reset()
@@ -116,6 +128,7 @@ class KvmCpu:
         debug = bytearray(abi.DEBUGREGS_BYTES)
         struct.pack_into("<2Q", debug, 32, DR6_FIXED, DR7_FIXED)
         abi.request(self.fd, abi.SET_DEBUGREGS, bytes(debug))
+        self.debug_[:] = [0, 0, 0, 0, 0, 0, DR6_FIXED, DR7_FIXED]
 
     # -- what the hypervisor sees -------------------------------------------------------------------------------------
 
@@ -143,6 +156,14 @@ class KvmCpu:
     def task_switched(self, value: bool) -> None:
         self.words[_CR0] = self.words[_CR0] | CR0_TS if value else self.words[_CR0] & ~CR0_TS
 
+    @property
+    def code_selector(self) -> int:
+        return self._code_halves[abi.SEGMENT_SELECTOR // 2]
+
+    @property
+    def stack_selector(self) -> int:
+        return self._stack_halves[abi.SEGMENT_SELECTOR // 2]
+
     def selector(self, segment: int) -> int:
         if segment == CS:
             return self.code_selector
@@ -154,9 +175,9 @@ class KvmCpu:
     def load_segment(self, segment: int, selector: int, base: int, limit: int, attributes: int) -> None:
         descriptor = packed_segment(selector, base, limit, attributes)
         if segment == CS:
-            self.code, self.code_selector = descriptor, selector
+            self.code[:] = descriptor
         elif segment == SS:
-            self.stack, self.stack_selector = descriptor, selector
+            self.stack[:] = descriptor
         else:
             at = abi.RUN_SREGS + _PLACES[segment]
             self.run[at : at + 24] = descriptor
@@ -203,6 +224,7 @@ class KvmCpu:
         state = abi.answer(self.fd, abi.GET_DEBUGREGS, abi.DEBUGREGS_BYTES)
         memoryview(state).cast("Q")[_DEBUG_WORD[number]] = value
         abi.request(self.fd, abi.SET_DEBUGREGS, bytes(state))
+        self.debug_[number] = value
 
     def own_thread(self) -> RunThread:
         """A thread that runs it from now on."""
@@ -248,11 +270,9 @@ class KvmCpu:
         self.leave(v, v[16], v[6], v[17])
         run = self.run
         at = abi.RUN_SREGS + abi.SREGS_CS
-        self.code = run[at : at + 24]
-        self.code_selector = int.from_bytes(self.code[12:14], "little")
+        self.code[:] = run[at : at + 24]
         at = abi.RUN_SREGS + abi.SREGS_SS
-        self.stack = run[at : at + 24]
-        self.stack_selector = int.from_bytes(self.stack[12:14], "little")
+        self.stack[:] = run[at : at + 24]
 
     @property
     def exit_reason(self) -> int:

@@ -111,14 +111,15 @@ class EntryPages:
 
     # -- one virtual processor ----------------------------------------------------------------------------------------
 
-    def make_area(self, number: int) -> tuple[int, int]:
-        """The task state and the top of the ring-0 stack of virtual processor `number`, as addresses."""
+    def make_area(self, number: int) -> tuple[int, int, int]:
+        """The task state and the top of the ring-0 stack of virtual processor `number`, as addresses, and where that
+        top is for the host."""
         at = _FIXED_PAGES * _PAGE + number * _AREA_BYTES
         self._bytes[at : at + _AREA_BYTES] = bytes(_AREA_BYTES)
         top = _START + at + _AREA_BYTES
         struct.pack_into("<Q", self._bytes, at + 4, top)
         struct.pack_into("<H", self._bytes, at + 102, _NO_IO_BITMAP)
-        return _START + at, top
+        return _START + at, top, self.host_address + at + _AREA_BYTES
 
     def frame_words(self, stack_pointer: int) -> list[int] | None:
         """The six words at a ring-0 stack pointer: an exception frame, with or without an error code before it."""

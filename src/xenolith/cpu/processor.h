@@ -1,9 +1,17 @@
-/* What native code sees of the Unicorn engine's processor. cpu/unicorn.py verifies the layout and fills the structure in. */
+/* What native code sees of an engine's processor: it is laid out as in Unicorn's library. cpu/unicorn.py verifies that,
+ * and cpu/kvm_loop.c has one for each processor of KVM's; they fill the structure in.
+ */
 
 #ifndef XENOLITH_PROCESSOR_H
 #define XENOLITH_PROCESSOR_H
 
 #include <stdint.h>
+
+#define FLAGS_ARITHMETIC 0x8D5u
+#define FLAG_FIXED (1u << 1)
+#define FLAG_DF (1u << 10)
+#define CC_OP_EFLAGS 1
+#define SYSCALL_LENGTH 2
 
 /* Register numbers, as in cpu/registers.py. */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 };
@@ -33,6 +41,13 @@ struct cpu_state {
     uint64_t cr[5];
 };
 
+/* A multicall that was native in its first part, and the registers that named it: the guest has them again when the rest
+ * is done, unless RIP is at `again` then. That is 0 if there is no such call.
+ */
+struct rest {
+    uint64_t again, calls, count;
+};
+
 /* struct Processor in cpu/shortcuts.py. */
 struct processor {
     struct cpu_state *state;
@@ -43,11 +58,28 @@ struct processor {
     uint64_t *root;                     /* what the engine last loaded into CR3 */
     uint32_t (*arithmetic_flags)(struct cpu_state *, int cc_op);
     void (*set_root)(struct cpu_state *, uint64_t root);
-    void *processor;                    /* the library's CPUState */
+    void *processor;                    /* what the next three are called with */
     void (*flush)(void *processor);
     void (*flush_page)(void *processor, uint64_t vaddr);
+    void (*mapping_removed)(void *processor, uint64_t mfn); /* NULL where the engine need not be told */
     void (*syscall)(void);              /* the engine's own hooks, */
     void (*exception)(void *, uint32_t);/* for everything that native code leaves alone */
+    struct rest rest;
 };
+
+static inline uint64_t flags_of(const struct processor *p)
+{
+    struct cpu_state *s = p->state;
+    uint64_t arithmetic = s->cc_op == CC_OP_EFLAGS ? s->cc_src : p->arithmetic_flags(s, (int)s->cc_op);
+    return (s->eflags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | arithmetic | FLAG_FIXED | (s->df == 1 ? 0 : FLAG_DF);
+}
+
+static inline void set_flags(struct cpu_state *s, uint64_t flags)
+{
+    s->eflags = (flags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | FLAG_FIXED;
+    s->cc_src = flags & FLAGS_ARITHMETIC;
+    s->cc_op = CC_OP_EFLAGS;
+    s->df = flags & FLAG_DF ? -1 : 1;
+}
 
 #endif

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_void_p
+from ctypes import Structure, c_uint64, c_void_p
 from typing import ClassVar, Final, NamedTuple
 
 STATE_FIELDS: Final = ("eflags", "cc_src", "cc_op", "df", "hflags", "segments", "ldt", "gdt", "cr")
 """Fields of struct cpu_state (processor.h) of which native code says where it expects them."""
 
 
+class Rest(Structure):
+    """A multicall of which native code has done the first part, and the handler is to do the rest (struct rest in
+    processor.h). Then RDI and RSI are `calls` and `count` again, unless RIP is `again`; that is 0 without such a call.
+    """
+
+    again: int
+    calls: int
+    count: int
+    _fields_: ClassVar = [("again", c_uint64), ("calls", c_uint64), ("count", c_uint64)]
+
+
 class Processor(Structure):
     """Addresses in an engine, and of its functions (struct processor in processor.h). The engine fills them in."""
 
+    rest: Rest
     _fields_: ClassVar = [
         ("state", c_void_p),
         ("debug", c_void_p),
@@ -24,20 +36,29 @@ class Processor(Structure):
         ("processor", c_void_p),
         ("flush", c_void_p),
         ("flush_page", c_void_p),
+        ("mapping_removed", c_void_p),
         ("syscall", c_void_p),
         ("exception", c_void_p),
+        ("rest", Rest),
     ]
 
 
 class Shortcuts(NamedTuple):
-    """The functions, by address: they are called like hooks of the engine with `context` as their last argument.
+    """The functions, by address, with `context` as an argument.
 
-    Each does all that the handler would do, or calls the engine's own hook, which `processor` names. `state_layout` is
-    where they expect the STATE_FIELDS, in bytes; an engine whose processor looks different does not call them.
+    `syscall` and `exception` are called like Unicorn's hooks. Each does all that the handler would do, or calls the
+    engine's own hook, which `processor` names. `syscall_done` and `exception_done` (vector) do the former, or say by
+    false that they have not; `kvm_run` is the loop that calls these. `state_layout` is where all of them expect the
+    STATE_FIELDS, in bytes, and `kvm_layout` how large the loop's structures are; an engine whose processor looks
+    different does not call them.
     """
 
     processor: Processor
     syscall: int
     exception: int
+    syscall_done: int
+    exception_done: int
+    kvm_run: int
     context: int
     state_layout: tuple[int, ...]
+    kvm_layout: tuple[int, ...]

@@ -7,16 +7,13 @@
 
 #define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
-#define FLAG_DF (1u << 10)
 #define FLAG_IOPL (3u << 12)
 #define FLAG_NT (1u << 14)
 #define FLAG_RF (1u << 16)
 #define FLAG_VM (1u << 17)
 #define FLAG_AC (1u << 18)
 #define FLAG_ID (1u << 21)
-#define FLAG_FIXED (1u << 1)
 
-#define CC_OP_EFLAGS 1
 #define HF_TS (1u << 11)
 #define HF_CS32 (1u << 4)
 #define HF_SS32 (1u << 5)
@@ -56,7 +53,6 @@
 #define SEGBASE_GS_KERNEL 2
 #define CALLBACK_SYSCALL 2
 
-#define SYSCALL_LENGTH 2
 #define MOST_CALLS 1024
 
 /* Sizes and offsets, which native_exits.py compares with its own. */
@@ -82,21 +78,6 @@ const char *xenolith_sources(void)
 }
 
 /* -- the processor ------------------------------------------------------------------------------------------------------ */
-
-uint64_t flags_of(const struct machine *m)
-{
-    struct cpu_state *s = m->processor.state;
-    uint64_t arithmetic = s->cc_op == CC_OP_EFLAGS ? s->cc_src : m->processor.arithmetic_flags(s, (int)s->cc_op);
-    return (s->eflags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | arithmetic | FLAG_FIXED | (s->df == 1 ? 0 : FLAG_DF);
-}
-
-void set_flags(struct cpu_state *s, uint64_t flags)
-{
-    s->eflags = (flags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | FLAG_FIXED;
-    s->cc_src = flags & FLAGS_ARITHMETIC;
-    s->cc_op = CC_OP_EFLAGS;
-    s->df = flags & FLAG_DF ? -1 : 1;
-}
 
 static void load_segment(struct cpu_state *s, int number, uint32_t selector, uint64_t descriptor, bool with_base)
 {
@@ -238,7 +219,7 @@ static bool user_syscall(struct machine *m, struct vcpu *v)
     uint32_t code = selector(s, CS);
     if (code != XEN_CS64 && (code & IN_LDT || !(descriptor(m, v, code) >> 53 & 1)))
         return false;
-    uint64_t flags = flags_of(m), next = s->rip + SYSCALL_LENGTH;
+    uint64_t flags = flags_of(&m->processor), next = s->rip + SYSCALL_LENGTH;
     struct interrupted from = {
         .rcx = next, .r11 = flags | FLAG_IF, .rip = next, .flags = flags, .code = XEN_CS64, .stack = XEN_SS,
     };
@@ -391,13 +372,19 @@ static uint32_t multicall(struct machine *m, struct vcpu *v, uint64_t calls, uin
 static void leave_rest(struct machine *m, uint32_t done)
 {
     struct cpu_state *s = m->processor.state;
-    uint64_t rip = s->rip, calls = s->regs[RDI], count = s->regs[RSI];
+    m->processor.rest = (struct rest){.again = s->rip - SYSCALL_LENGTH, .calls = s->regs[RDI], .count = s->regs[RSI]};
     s->regs[RDI] += done * sizeof(struct entry);
-    s->regs[RSI] = (uint32_t)count - done;
-    m->processor.syscall();
-    if (s->rip != rip - SYSCALL_LENGTH) { /* the guest is not to make the call again for still another part */
-        s->regs[RDI] = calls;
-        s->regs[RSI] = count;
+    s->regs[RSI] = (uint32_t)s->regs[RSI] - done;
+}
+
+/* Python has dealt with that, and the guest is not to make the call again for still another part. */
+static void end_rest(struct machine *m)
+{
+    struct cpu_state *s = m->processor.state;
+    const struct rest *rest = &m->processor.rest;
+    if (rest->again && s->rip != rest->again) {
+        s->regs[RDI] = rest->calls;
+        s->regs[RSI] = rest->count;
     }
 }
 
@@ -416,10 +403,8 @@ static bool hypercall(struct machine *m, struct vcpu *v)
         if (call[0] == HYPERCALL_MULTICALL && (uint32_t)call[2] <= MOST_CALLS) {
             uint32_t made = multicall(m, v, call[1], (uint32_t)call[2]);
             done = made == (uint32_t)call[2];
-            if (made && !done) {
+            if (made && !done)
                 leave_rest(m, made);
-                return true;
-            }
         } else {
             done = simple_call(m, v, call[0], &call[1]);
         }
@@ -431,13 +416,22 @@ static bool hypercall(struct machine *m, struct vcpu *v)
     return done;
 }
 
+/* SYSCALL. Returns whether Python has nothing to do. */
+bool xenolith_syscall_done(struct machine *m)
+{
+    struct vcpu *v = m->current;
+    m->processor.rest.again = 0;
+    return v && is_ordinary(m, v) && (v->kernel_mode ? hypercall(m, v) : user_syscall(m, v));
+}
+
 /* The engine's hook for SYSCALL. */
 void xenolith_syscall(void *uc, struct machine *m)
 {
-    struct vcpu *v = m->current;
     (void)uc;
-    if (!v || !is_ordinary(m, v) || !(v->kernel_mode ? hypercall(m, v) : user_syscall(m, v)))
+    if (!xenolith_syscall_done(m)) {
         m->processor.syscall();
+        end_rest(m);
+    }
 }
 
 /* -- exceptions --------------------------------------------------------------------------------------------------------- */
@@ -476,20 +470,24 @@ static bool no_device(struct machine *m, struct vcpu *v, const struct interrupte
     return true;
 }
 
-/* The engine's hook for exceptions. */
-void xenolith_exception(void *uc, uint32_t vector, struct machine *m)
+/* An exception. Returns whether Python has nothing to do. */
+bool xenolith_exception_done(struct machine *m, uint32_t vector)
 {
     struct vcpu *v = m->current;
     struct cpu_state *s = m->processor.state;
-    bool done = false;
-    if (v && (vector == PAGE_FAULT || vector == NO_DEVICE) && !*m->processor.is_software && is_ordinary(m, v)) {
-        struct interrupted from = {
-            .rcx = s->regs[RCX], .r11 = s->regs[R11], .rip = s->rip, .flags = flags_of(m),
-            .code = selector(s, CS), .stack = selector(s, SS),
-        };
-        done = vector == PAGE_FAULT ? page_fault(m, v, &from) : no_device(m, v, &from);
-    }
-    if (done)
+    if (!v || (vector != PAGE_FAULT && vector != NO_DEVICE) || *m->processor.is_software || !is_ordinary(m, v))
+        return false;
+    struct interrupted from = {
+        .rcx = s->regs[RCX], .r11 = s->regs[R11], .rip = s->rip, .flags = flags_of(&m->processor),
+        .code = selector(s, CS), .stack = selector(s, SS),
+    };
+    return vector == PAGE_FAULT ? page_fault(m, v, &from) : no_device(m, v, &from);
+}
+
+/* The engine's hook for exceptions. */
+void xenolith_exception(void *uc, uint32_t vector, struct machine *m)
+{
+    if (xenolith_exception_done(m, vector))
         *m->processor.old_exception = -1;
     else
         m->processor.exception(uc, vector);

@@ -16,8 +16,6 @@
 #define HYPERVISOR_START 0xFFFF800000000000ull
 #define HYPERVISOR_END 0xFFFF880000000000ull
 
-#define FLAGS_ARITHMETIC 0x8D5u
-
 #define FRAME_EXECUTABLE 4
 enum { TYPE_NONE, TYPE_L1, TYPE_L2, TYPE_L3, TYPE_L4, TYPE_SEG_DESC, TYPE_SHARED, TYPE_WRITABLE };
 
@@ -121,8 +119,6 @@ static inline bool is_guest_address(uint64_t vaddr)
 
 /* -- the processor ----------------------------------------------------------------------------------------------------- */
 
-uint64_t flags_of(const struct machine *m);
-void set_flags(struct cpu_state *s, uint64_t flags);
 void load_root(struct machine *m, uint64_t root);
 
 /* -- page tables (tables.c) -------------------------------------------------------------------------------------------- */

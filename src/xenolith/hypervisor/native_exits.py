@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from xenolith.cpu import kvm_loop
 from xenolith.cpu.shortcuts import STATE_FIELDS, Shortcuts
 from xenolith.hypervisor.shared_state import LAYOUT
 
@@ -24,8 +25,10 @@ _HERE: Final = Path(__file__).parent
 _LIBRARY: Final = _HERE / "exits.so"
 _SOURCES: Final = (
     *(_HERE / name for name in ("exits.c", "tables.c", "machine.h")),
-    _HERE.parent / "cpu" / "processor.h",
+    *(_HERE.parent / "cpu" / name for name in ("kvm_loop.c", "processor.h")),
 )
+_FUNCTIONS: Final = ("syscall", "exception", "syscall_done", "exception_done", "kvm_run")
+"""Of the library, as `Shortcuts` calls them."""
 
 
 def missing() -> str | None:
@@ -70,9 +73,13 @@ def shortcuts(hv: Hypervisor) -> Shortcuts | None:
     state.frame_types, state.frame_type_counts = frames.types.ctypes.data, frames.type_counts.ctypes.data
     state.frame_flags, state.frame_stale_epochs = frames.all_flags.ctypes.data, frames.stale_epochs.ctypes.data
     state.epoch = ctypes.addressof(frames.epoch_counter)
-    syscall, exception = (
-        ctypes.cast(function, ctypes.c_void_p).value or 0
-        for function in (library.xenolith_syscall, library.xenolith_exception)
-    )
+    functions = {name: ctypes.cast(library[f"xenolith_{name}"], ctypes.c_void_p).value or 0 for name in _FUNCTIONS}
     state_layout = _numbers(library, "xenolith_state_layout", len(STATE_FIELDS))
-    return Shortcuts(state.processor, syscall, exception, ctypes.addressof(state), state_layout)
+    kvm_layout = _numbers(library, "xenolith_kvm_layout", len(kvm_loop.LAYOUT))
+    return Shortcuts(
+        state.processor,
+        context=ctypes.addressof(state),
+        state_layout=state_layout,
+        kvm_layout=kvm_layout,
+        **functions,
+    )

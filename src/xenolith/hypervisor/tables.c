@@ -99,6 +99,7 @@ static void put(struct machine *m, uint64_t entry)
 /* A change that may be made: `taken` and `dropped` are entries whose references come and go, 0 for none. */
 struct change {
     uint64_t maddr, value, taken, dropped, executable;
+    uint64_t removed;   /* the entry that was there, if it was present */
 };
 
 /* What keep_mapped was told. */
@@ -113,7 +114,7 @@ static bool plan_l1(
     uint64_t old = word(m, maddr), mfn = mfn_of(value);
     if (kept.vaddr && maddr == kept.l1e)
         return false;
-    *c = (struct change){.maddr = maddr, .dropped = old & PRESENT ? old : 0};
+    *c = (struct change){.maddr = maddr, .dropped = old & PRESENT ? old : 0, .removed = old & PRESENT ? old : 0};
     if (value & PRESENT) {
         if (!(value & NX)) {
             bool is_kernels = !(value & USER) || value & GUEST_KERNEL;
@@ -144,6 +145,8 @@ static void carry_out(struct machine *m, const struct change *c)
     if (c->executable)
         m->frame_flags[mfn_of(c->executable)] |= FRAME_EXECUTABLE;
     memcpy(m->ram + c->maddr, &c->value, 8);
+    if (c->removed && m->processor.mapping_removed)
+        m->processor.mapping_removed(m->processor.processor, mfn_of(c->removed));
     if (c->dropped)
         put(m, c->dropped);
 }
@@ -427,7 +430,7 @@ bool table_write(struct machine *m, struct vcpu *v, uint64_t address)
     if (store.kind == EXCHANGE)
         s->regs[store.source] = old;
     else if (store.size == 1)
-        set_flags(s, (flags_of(m) & ~(uint64_t)FLAGS_ARITHMETIC) | flags_of_result(result));
+        set_flags(s, (flags_of(&m->processor) & ~(uint64_t)FLAGS_ARITHMETIC) | flags_of_result(result));
     s->rip += (uint64_t)store.length;
     return true;
 }

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hypervisor.native_support import Machine
+from tests.unit.hypervisor.native_support import EXITS, Machine
 from tests.unit.hypervisor.support import Bench, Guest
 from xenolith.abi.hypercalls import (
     HYPERVISOR_fpu_taskswitch,
@@ -58,9 +58,9 @@ USER_CS, USER_SS, READ_ONLY, ABSENT, LDT = 0x33, 0x2B, 0x3B, 0x43, 0x0F
 UNMAPPED, HOLE, HYPERVISOR = 0x7000_0000_0000, 0x8000_0000_0000, 0xFFFF_8200_0000_0000
 
 
-@pytest.fixture(scope="module")
-def machine() -> Machine:
-    return Machine()
+@pytest.fixture(scope="module", params=EXITS)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return Machine(request.param)
 
 
 BITS = [1 << bit for bit in range(22) if FLAGS_ARITHMETIC >> bit & 1]
@@ -137,7 +137,7 @@ def prepare(machine: Machine, scenario: dict[str, Any]) -> None:
     cpu.regs[RAX], cpu.regs[RDI], cpu.regs[RSI] = scenario["number"], *scenario["arguments"]
     cpu.regs[RIP], cpu.regs[RSP] = guest.va(0, 0x100), place(guest, scenario["stack"])
     cpu.flags = scenario["flags"]
-    cpu.longs[168 // 4] = scenario["lazy"]  # CC_OP
+    machine.exits.put_flags_off(scenario["lazy"])
     for segment, selector in zip((CS, SS), scenario["selectors"], strict=True):
         about = segment_of(machine.descriptors.lookup(vcpu, selector))
         cpu.load_segment(segment, selector, about.base, about.limit, about.attributes)
@@ -157,10 +157,8 @@ def prepare(machine: Machine, scenario: dict[str, Any]) -> None:
     if 0 <= offset <= 4096 - 72:
         at = guest.maddr(2, offset)
         machine.ram.bytes[at : at + 72] = struct.pack("<9Q", *scenario["frame"])
-    engine = machine.engine
-    engine._longs[engine._error_at], engine._longs[engine._is_int_at] = scenario["error"], scenario["software"]
-    engine._words[440 // 8] = place(guest, scenario["address"])  # CR2
-    engine._words[engine.debug_word + 7] = scenario["breaks"]
+    address = place(guest, scenario["address"])
+    machine.exits.prepare(scenario["breaks"], scenario["error"], address, scenario["software"])
     machine.state.reschedule = scenario["reschedule"]
     machine.state.current = ctypes.addressof(vcpu)
 
@@ -190,10 +188,9 @@ IN_KERNEL: dict[str, Any] = {"kernel_mode": True, "selectors": (XEN_CS64, XEN_SS
 def was_native(machine: Machine, **changes: Any) -> bool:
     begin = machine.save()
     prepare(machine, USUAL | changes)
-    machine.asked = 0
-    machine.exit(changes.get("vector"), natively=True)
+    is_pythons = machine.is_pythons(changes.get("vector"))
     machine.restore(begin)
-    return not machine.asked
+    return not is_pythons
 
 
 @pytest.mark.parametrize(

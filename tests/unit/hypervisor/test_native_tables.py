@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hypervisor.native_support import Machine
+from tests.unit.hypervisor.native_support import EXITS, Machine
 from tests.unit.hypervisor.support import GLOBAL, NX, RW, USER, A, D, P
 from xenolith.abi.hypercalls import (
     HYPERVISOR_mmu_update,
@@ -37,9 +37,9 @@ SLOTS = 20
 OTHERS = (HYPERVISOR_xen_version, HYPERVISOR_multicall, 60)
 
 
-@pytest.fixture(scope="module")
-def machine() -> Machine:
-    return Machine()
+@pytest.fixture(scope="module", params=EXITS)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return Machine(request.param)
 
 
 def frame_number(machine: Machine, which: int) -> int:
@@ -84,7 +84,7 @@ def begin(machine: Machine, before: list[tuple[int, tuple[int, int]]], flushed: 
         cpu.load_segment(segment, selector, about.base, about.limit, about.attributes)
     cpu.flags, cpu.regs[RIP], cpu.regs[RSP] = IF, subject.va(CODE, 0x100), subject.va(STACK, 0x800)
     vcpu.traps[PAGE_FAULT] = Gate(0x1234_5678, XEN_CS64, 0, False)
-    machine.engine._words[machine.engine.debug_word + 7] = 0x400
+    machine.exits.prepare(breaks=0x400)
     for slot, entry in before:
         value = entry_of(machine, entry)
         subject.call(HYPERVISOR_update_va_mapping, subject.va(SLOTS + slot), value, 0)
@@ -254,9 +254,8 @@ def test_writes_to_tables_do_the_same(
 
 
 def fault(machine: Machine, slot: int, unaligned: int = 0) -> None:
-    engine = machine.engine
-    engine._longs[engine._error_at], engine._longs[engine._is_int_at] = 7, 0
-    engine._words[440 // 8] = machine.subject.table_va(machine.subject.l1, SLOTS + 1 + slot) + unaligned  # CR2
+    address = machine.subject.table_va(machine.subject.l1, SLOTS + 1 + slot) + unaligned
+    machine.exits.prepare(0x400, 7, address)
 
 
 # -- what is native ----------------------------------------------------------------------------------------------------
@@ -298,10 +297,9 @@ def asked(machine: Machine, what: tuple[Any, ...]) -> bool:
     begin(machine, [], True)
     machine.frames.flags[machine.subject.data[1]] &= 0xFB  # no code
     prepare_call(machine, what)
-    machine.asked = 0
-    machine.exit(None, natively=True)
+    is_pythons = machine.is_pythons(None)
     machine.restore(start)
-    return bool(machine.asked)
+    return is_pythons
 
 
 @pytest.mark.parametrize("code", ["48870a", "4889480f", "f041802424fd"])
@@ -311,11 +309,10 @@ def test_a_common_write_never_gets_to_python(machine: Machine, code: str) -> Non
     machine.subject.put(machine.subject.vcpu.cpu.regs[RIP], bytes.fromhex(code))
     machine.subject.vcpu.cpu.regs[RCX] = entry_of(machine, (SPARE, P | NX))
     fault(machine, 3)
-    machine.asked = 0
-    machine.exit(PAGE_FAULT, natively=True)
+    is_pythons = machine.is_pythons(PAGE_FAULT)
     ended = machine.subject.vcpu.cpu.regs[RIP]
     machine.restore(start)
-    assert not machine.asked
+    assert not is_pythons
     assert ended == machine.subject.va(CODE, 0x100 + len(code) // 2)
 
 
@@ -331,9 +328,8 @@ def test_a_multicall_is_native_as_far_as_its_calls_are(machine: Machine, last: i
         words += [number, 0x5555, subject.va(SLOTS + slot), frames[slot] << 12 | P | RW | NX, 0, 0, 0, 0]
     subject.put(subject.va(STACK), words)
     call(machine, HYPERVISOR_multicall, subject.va(STACK), 2)
-    machine.asked = 0
-    machine.exit(None, natively=True)
+    asked = machine.is_pythons(None)
     left = (regs[RAX], regs[RDI], regs[RSI], subject.word(subject.va(STACK, 8)), machine.frames.count[frames[0]])
     machine.restore(start)
     assert left == (0, subject.va(STACK), 2, 0, 2)
-    assert bool(machine.asked) == is_pythons
+    assert asked == is_pythons
