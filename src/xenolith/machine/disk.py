@@ -36,6 +36,9 @@ class Image(Protocol):
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write the buffers from `offset` on. It may stay in caches until `flush`."""
 
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """The same where that takes no longer than giving it to a thread; False, with any part of it written, else."""
+
     def flush(self) -> None:
         """Return when all that was written before is safe from a loss of power."""
 
@@ -65,6 +68,9 @@ class NoMedium:
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         raise OSError(ENOMEDIUM, "there is no medium")
+
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return False
 
     def flush(self) -> None: ...
 

@@ -313,7 +313,7 @@ def test_a_killed_service_goes_on_where_it_was(guest: Guest, services: Services,
     guest.connect(feature_persistent=1)
     services.outside.at_once = False
     guest.data.view[:] = content = os.urandom(4096)
-    guest.ask(BLKIF_OP_WRITE, 32)
+    guest.ask(BLKIF_OP_WRITE, 33)  # no whole page, so that it is not written at once
     guest.ask(BLKIF_OP_FLUSH_DISKCACHE, 0)
     assert guest.statuses() == []
     services.outside.work(tell=False)  # the write is done in its thread, and the service does not hear of it
@@ -321,8 +321,8 @@ def test_a_killed_service_goes_on_where_it_was(guest: Guest, services: Services,
     kill(services)
     assert guest.back_state == XenbusStateConnected
     assert guest.statuses() == [BLKIF_RSP_OKAY] * 2
-    assert disk.read_bytes()[32 * 512 :][:4096] == content
-    guest.ask(BLKIF_OP_READ, 32)
+    assert disk.read_bytes()[33 * 512 :][:4096] == content
+    guest.ask(BLKIF_OP_READ, 33)
     assert guest.statuses() == [BLKIF_RSP_OKAY]
 
 

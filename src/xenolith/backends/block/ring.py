@@ -1,6 +1,7 @@
 """A disk's ring: requests taken, done on an image, and answered in their order (public/io/blkif.h).
 
-Worker threads do what may wait for the host; what it has in memory is read at once, which costs less than a thread.
+Worker threads do what may wait for the host; what it has in memory is read at once, and short writes go there, which
+costs less than a thread.
 
 The order of the answers is what makes the ring its own journal: whoever takes the ring over finds in it exactly what
 was not answered, and doing that again does no harm.
@@ -165,7 +166,7 @@ class BlockRing:
         if job.requests:
             image = self._image  # the one that is there now, even if another takes its place
             self._running.append(job)
-            if job.operation == BLKIF_OP_READ and image.readv_at_once(job.requests[0].offset, job.buffers):
+            if _perform_at_once(image, job):
                 self._finish(job, [BLKIF_RSP_OKAY] * len(job.requests))
                 return True
             self._submit(lambda: _perform(image, job), lambda statuses: self._finish(job, statuses))
@@ -248,6 +249,13 @@ class BlockRing:
         if not self._running and self._closed is not None:
             self._pages.forget()
             self._closed()
+
+
+def _perform_at_once(image: Image, job: _Job) -> bool:
+    """Do a job on the image, if that waits for nothing; whether it is done."""
+    if job.operation == BLKIF_OP_READ:
+        return image.readv_at_once(job.requests[0].offset, job.buffers)
+    return job.operation == BLKIF_OP_WRITE and image.writev_at_once(job.requests[0].offset, job.buffers)
 
 
 def _perform(image: Image, job: _Job) -> list[int]:

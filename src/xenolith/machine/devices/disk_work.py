@@ -1,7 +1,7 @@
 """What a disk's controller has done on its image: bounded, flushes after writes, and forgotten when it is reset.
 
-Reads of what the host has in memory are done at once, which costs less than a thread; everything else is done in
-another thread, on private copies, because nobody may hold on to a guest's memory while others run.
+What the host has in memory is read at once, and short writes go there, which costs less than a thread; everything else
+is done in another thread, on private copies, because nobody may hold on to a guest's memory while others run.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ class _Write(_Job):
         self.cost = _JOB_BYTES + len(segments) * _SEGMENT_BYTES
 
     def begin(self) -> bool:
-        self._data = b"".join([self._memory(maddr, length, False) for maddr, length in self._segments])
+        views = [self._memory(maddr, length, False) for maddr, length in self._segments]
+        if not self._safe and self._image.writev_at_once(self._offset, views):
+            return True
+        self._data = b"".join(views)
         return False
 
     def work(self) -> None:

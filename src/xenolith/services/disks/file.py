@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,11 @@ _PUNCH_HOLE: Final = 0x02 | 0x01
 """FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of linux/falloc.h."""
 _FLOCK: Final = "hhqqi4x"
 """struct flock: type, whence, start, length, pid."""
+_PAGE: Final = 4096
+_FEW_BYTES: Final = 64 << 10
+_SLOW_S: Final = 0.02
+"""Longer than a copy to memory takes where others want the processor, too."""
+_PATIENCE_S: Final = 10.0
 _BUSY: Final = (errno.EACCES, errno.EAGAIN, errno.EBUSY)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -34,6 +40,7 @@ class HostFile:
         self._fd = fd
         self.readonly = readonly
         self._sync_failed = False
+        self._slow_until = 0.0
         self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
 
     @classmethod
@@ -79,6 +86,25 @@ class HostFile:
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         _transfer(os.pwritev, self._fd, offset, buffers)
+
+    def writev_cached(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """Put a few whole pages into the host's memory; False, with any part of them written, if it may not be quick.
+
+        Few file systems know of writes that must not block. But where nothing has to be read or made room for, a page
+        is copied and that is all; and whoever was made to wait uses threads for a while.
+        """
+        length = sum(map(len, buffers))
+        begun = time.monotonic()
+        if (offset | length) % _PAGE or length > _FEW_BYTES or begun < self._slow_until:
+            return False
+        try:
+            done = os.pwritev(self._fd, buffers[:_IOV_MAX], offset)
+        except OSError:
+            return False
+        ended = time.monotonic()
+        if ended - begun > _SLOW_S:
+            self._slow_until = ended + _PATIENCE_S
+        return done == length
 
     def sync(self) -> None:
         """Return when all that was written is safe. After a failure it fails for ever: the kernel tells of a lost write

@@ -93,6 +93,9 @@ class NbdImage:
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._command(_WRITE, offset, sum(map(len, buffers)), data=buffers)
 
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return False
+
     def flush(self) -> None:
         if self._flags & _SEND_FLUSH:
             self._command(_FLUSH, 0, 0)

@@ -175,6 +175,9 @@ class Overlay:
             self._file.writev(self._data_at + offset, buffers)
             self._mark(offset // self._cluster, (offset + length - 1) // self._cluster)
 
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return False
+
     def flush(self) -> None:
         with self._flushing:
             with self._growing:

@@ -31,6 +31,9 @@ class RawImage:
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._file.writev(offset, buffers)
 
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        return self._file.writev_cached(offset, buffers)
+
     def flush(self) -> None:
         self._file.sync()
 

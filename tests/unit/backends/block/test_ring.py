@@ -66,6 +66,12 @@ class Watched:
         self._note("write", offset, sum(map(len, buffers)))
         self._image.writev(offset, buffers)
 
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        if self.in_memory:
+            self._note("write at once", offset, sum(map(len, buffers)))
+            self._image.writev(offset, buffers)
+        return self.in_memory
+
     def flush(self) -> None:
         self._note("flush", 0, 0)
         self._image.flush()
@@ -127,6 +133,16 @@ def test_what_the_host_has_in_memory_is_read_without_a_thread(front: Frontend, i
     assert front.grants.pages[first] + front.grants.pages[second] == content[:8192]
     assert front.grants.pages[third][512:1024] == content[80 * 512 : 81 * 512]
     assert front.grants.mapped == 0
+
+
+def test_what_the_host_keeps_in_memory_is_written_without_a_thread(front: Frontend, image: Watched, path: Path) -> None:
+    image.in_memory = True
+    content = os.urandom(4096)
+    front.access(BLKIF_OP_WRITE, 16, [(front.grants.page(content), 0, 7)], ident=1)
+    front.ring.service()
+    assert front.answers() == [(1, BLKIF_OP_WRITE, BLKIF_RSP_OKAY)]
+    assert image.calls == [("write at once", 16, 8)]
+    assert path.read_bytes()[8192:12288] == content
 
 
 def test_segments_are_taken_in_their_order(front: Frontend, path: Path) -> None:

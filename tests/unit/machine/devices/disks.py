@@ -24,6 +24,8 @@ class MemoryDisk:
         self.physical_sector_size = 4096
         self.discard_granularity = 4096
         self.cached = True
+        self.quick = False
+        """Whether it takes writes at once."""
         self.failing = False
         self.calls: list[str] = []
 
@@ -55,6 +57,12 @@ class MemoryDisk:
         for buffer in buffers:
             self.content[offset : offset + len(buffer)] = buffer
             offset += len(buffer)
+
+    def writev_at_once(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        if self.quick and not self.failing:
+            self.writev(offset, buffers)
+            return True
+        return False
 
     def flush(self) -> None:
         self._check("flush")

@@ -65,6 +65,19 @@ def test_a_write_has_what_was_there_when_it_began() -> None:
     assert bench.disk.content[:512] == b"a" * 512
 
 
+def test_a_write_that_the_host_takes_at_once_is_done() -> None:
+    bench = Bench()
+    bench.disk.quick = True
+    bench.memory[:512], bench.memory[1024:1536] = b"a" * 512, b"b" * 512
+    bench.work.write(512, [(0, 512), (1024, 512)], bench.note("write"))
+    assert bench.ended == [("write", Outcome.DONE)]
+    assert bench.disk.content[512:1536] == b"a" * 512 + b"b" * 512
+    bench.work.write(0, [(0, 512)], bench.note("safe"), safe=True)
+    assert bench.names == ["write"], "what has to be safe waits for the host"
+    bench.worker.run()
+    assert bench.disk.calls == ["write", "write", "flush"]
+
+
 def test_memory_that_may_not_be_used() -> None:
     bench = Bench()
     bench.disk.cached = False

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,41 @@ def test_only_what_is_in_memory_is_read_at_once(tmp_path: Path) -> None:
     assert bytes(first) + bytes(second) == (b"cached" * 2048)[6:4614]
     assert not file.readv_cached(12288 - 512, [first])
     assert not file.readv_cached(0, [memoryview(bytearray(8)) for _ in range(1200)])
+
+
+def test_a_few_pages_are_written_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 18))
+    file = HostFile.open(path, readonly=False)
+    assert file.writev_cached(4096, views(b"a" * 1024, b"b" * 3072))
+    assert path.read_bytes()[4096:8192] == b"a" * 1024 + b"b" * 3072
+    for offset, length in ((512, 4096), (0, 512), (0, 1 << 17)):
+        assert not file.writev_cached(offset, views(bytes(length)))
+    file.close()
+    assert not HostFile.open(path, readonly=True).writev_cached(0, views(bytes(4096)))
+
+
+def test_a_host_that_makes_writers_wait_is_given_to_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(8192))
+    file = HostFile.open(path, readonly=False)
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    write = os.pwritev
+
+    def slow(*arguments: Any) -> int:
+        now[0] += 0.1
+        return write(*arguments)
+
+    page = views(b"a" * 4096)
+    assert file.writev_cached(0, page)
+    monkeypatch.setattr(os, "pwritev", slow)
+    assert file.writev_cached(0, page), "it was written all the same"
+    assert not file.writev_cached(4096, page)
+    now[0] += 11
+    monkeypatch.setattr(os, "pwritev", write)
+    assert file.writev_cached(4096, page)
+    assert path.read_bytes() == b"a" * 8192
 
 
 def test_a_file_that_became_shorter(tmp_path: Path) -> None:
