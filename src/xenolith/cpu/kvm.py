@@ -61,13 +61,11 @@ from xenolith.cpu.registers import (
     EFER_SCE,
     IF,
     NT,
-    RDI,
     RIP,
-    RSI,
     SS,
     TF,
 )
-from xenolith.cpu.shortcuts import Rest, Shortcuts
+from xenolith.cpu.shortcuts import Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import PAGE_SIZE, Ram
 
@@ -336,11 +334,7 @@ class KvmEngine:
                 self._replay(cpu)
             self._forget_translations(cpu)
             cpu.enter()
-            if self._native is None:
-                self._take_over(cpu, self._enter_kvm(cpu))
-            else:
-                self._take_over(cpu, self._enter_natively(cpu, self._native))
-                _end_rest(cpu, self._native.rest)
+            self._take_over(cpu, self._enter_natively(cpu) if self._native is not None else self._enter_kvm(cpu))
 
     def _run_together(self) -> None:
         """Let all run until the first has an exit; then tell of each one's exits while none runs."""
@@ -423,11 +417,12 @@ class KvmEngine:
             cpu.inside = False
         return 0
 
-    def _enter_natively(self, cpu: KvmCpu, loop: NativeLoop) -> int:
+    def _enter_natively(self, cpu: KvmCpu) -> int:
         """The same, in the thread that runs it alone, until there is an exit that is not handled natively."""
+        assert self._native is not None
         cpu.inside = True
         try:
-            return loop.run(cpu)
+            return self._native.run(cpu)
         finally:
             cpu.inside = False
 
@@ -653,12 +648,6 @@ def _open() -> int:
         os.close(kvm)
         raise UserError("this host's KVM is too old (Linux 4.17 or newer is needed)", _INSTEAD)
     return kvm
-
-
-def _end_rest(cpu: KvmCpu, rest: Rest) -> None:
-    """The guest gets the registers back that named a multicall of which the last exit was the rest."""
-    if rest.again and cpu.regs[RIP] != rest.again:
-        cpu.regs[RDI], cpu.regs[RSI] = rest.calls, rest.count
 
 
 def _close(vm: int, kvm: int) -> None:

@@ -102,7 +102,6 @@ static void make_current(struct kvm_cpu *c)
     p->flush = flush;
     p->flush_page = flush_page;
     p->mapping_removed = c->engine->shadows_tables ? mapping_removed : NULL;
-    p->rest.again = 0;
 }
 
 /* -- in and out of the guest -------------------------------------------------------------------------------------------- */
@@ -189,7 +188,7 @@ static int forget_translations(struct kvm_cpu *c)
 
 /* -- exits -------------------------------------------------------------------------------------------------------------- */
 
-/* The handler may have done the first part, and left the rest of a list to Python: so RDI and RSI are shared at once. */
+/* Of a list the first part may be done, and the rest Python's: so RDI and RSI are shared at once. */
 static bool syscall_done(struct kvm_cpu *c, uint64_t rsp)
 {
     struct kvm_regs *r = &c->run->s.regs.regs;
@@ -197,8 +196,6 @@ static bool syscall_done(struct kvm_cpu *c, uint64_t rsp)
     bool done = c->engine->syscall(c->engine->context);
     take_over(c);
     c->state.rip += SYSCALL_LENGTH;
-    struct rest *rest = &c->engine->processor->rest;
-    rest->again += rest->again ? SYSCALL_LENGTH : 0;
     r->rdi = c->state.regs[RDI];
     r->rsi = c->state.regs[RSI];
     return done;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import CFUNCTYPE, Array, Structure, addressof, c_bool, c_int, c_int32, c_uint8, c_uint64, c_void_p, sizeof
 from typing import ClassVar, Final
 
-from xenolith.cpu.shortcuts import Rest, Shortcuts
+from xenolith.cpu.shortcuts import Shortcuts
 
 _REST_OF_STATE: Final = 320
 """Bytes of struct cpu_state (processor.h) behind the registers and flags. Only native code uses them."""
@@ -83,11 +83,6 @@ class NativeLoop:
         self._shortcuts = shortcuts
         self._engine = engine
         self._run = CFUNCTYPE(c_int, c_void_p)(shortcuts.kvm_run)
-
-    @property
-    def rest(self) -> Rest:
-        """What the last exit of a processor has left of a multicall."""
-        return self._shortcuts.processor.rest
 
     def run(self, cpu: KvmState) -> int:
         """Run a processor until it has an exit that is not handled natively. Returns 0, or what KVM says (errno)."""

@@ -41,11 +41,9 @@ struct cpu_state {
     uint64_t cr[5];
 };
 
-/* A multicall that was native in its first part, and the registers that named it: the guest has them again when the rest
- * is done, unless RIP is at `again` then. That is 0 if there is no such call.
- */
+/* Of a multicall of which the handler gets but the rest: RDI and RSI as the guest had them, and has them again. */
 struct rest {
-    uint64_t again, calls, count;
+    uint64_t calls, count;
 };
 
 /* struct Processor in cpu/shortcuts.py. */

@@ -10,14 +10,13 @@ STATE_FIELDS: Final = ("eflags", "cc_src", "cc_op", "df", "hflags", "segments", 
 
 
 class Rest(Structure):
-    """A multicall of which native code has done the first part, and the handler is to do the rest (struct rest in
-    processor.h). Then RDI and RSI are `calls` and `count` again, unless RIP is `again`; that is 0 without such a call.
+    """A multicall of which native code has done the first part, and the handler gets the rest (struct rest in
+    processor.h): RDI and RSI as the guest had them, and is to have them again. `count` is 0 without such a call.
     """
 
-    again: int
     calls: int
     count: int
-    _fields_: ClassVar = [("again", c_uint64), ("calls", c_uint64), ("count", c_uint64)]
+    _fields_: ClassVar = [("calls", c_uint64), ("count", c_uint64)]
 
 
 class Processor(Structure):

@@ -372,20 +372,9 @@ static uint32_t multicall(struct machine *m, struct vcpu *v, uint64_t calls, uin
 static void leave_rest(struct machine *m, uint32_t done)
 {
     struct cpu_state *s = m->processor.state;
-    m->processor.rest = (struct rest){.again = s->rip - SYSCALL_LENGTH, .calls = s->regs[RDI], .count = s->regs[RSI]};
+    m->processor.rest = (struct rest){.calls = s->regs[RDI], .count = s->regs[RSI]};
     s->regs[RDI] += done * sizeof(struct entry);
     s->regs[RSI] = (uint32_t)s->regs[RSI] - done;
-}
-
-/* Python has dealt with that, and the guest is not to make the call again for still another part. */
-static void end_rest(struct machine *m)
-{
-    struct cpu_state *s = m->processor.state;
-    const struct rest *rest = &m->processor.rest;
-    if (rest->again && s->rip != rest->again) {
-        s->regs[RDI] = rest->calls;
-        s->regs[RSI] = rest->count;
-    }
 }
 
 static bool hypercall(struct machine *m, struct vcpu *v)
@@ -420,7 +409,6 @@ static bool hypercall(struct machine *m, struct vcpu *v)
 bool xenolith_syscall_done(struct machine *m)
 {
     struct vcpu *v = m->current;
-    m->processor.rest.again = 0;
     return v && is_ordinary(m, v) && (v->kernel_mode ? hypercall(m, v) : user_syscall(m, v));
 }
 
@@ -428,10 +416,8 @@ bool xenolith_syscall_done(struct machine *m)
 void xenolith_syscall(void *uc, struct machine *m)
 {
     (void)uc;
-    if (!xenolith_syscall_done(m)) {
+    if (!xenolith_syscall_done(m))
         m->processor.syscall();
-        end_rest(m);
-    }
 }
 
 /* -- exceptions --------------------------------------------------------------------------------------------------------- */

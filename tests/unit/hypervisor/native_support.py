@@ -12,12 +12,12 @@ import pytest
 from tests.conftest import why_not_kvm
 from tests.unit.hypervisor.support import RW, A, Bench, Clock, Host, P
 from xenolith.cpu import kvm_abi, kvm_loop
-from xenolith.cpu.kvm import KvmEngine, _end_rest
+from xenolith.cpu.kvm import KvmEngine
 from xenolith.cpu.kvm_cpu import CR2
 from xenolith.cpu.kvm_entry import ENTRY_WIDTH, SYSCALL
 from xenolith.cpu.kvm_loop import CODE_AT
 from xenolith.cpu.registers import CS, R11, RCX, RIP, RSP, SS
-from xenolith.cpu.shortcuts import Processor, Rest
+from xenolith.cpu.shortcuts import Processor
 from xenolith.cpu.unicorn import UnicornEngine
 from xenolith.hypervisor import native_exits
 from xenolith.hypervisor.descriptors import FLAT_CODE32, FLAT_CODE64, FLAT_DATA
@@ -137,8 +137,6 @@ class KvmExits:
                 return
             self.asked += 1
         engine._take_over(cpu, 0)
-        assert engine._native is not None
-        _end_rest(cpu, engine._native.rest if natively else Rest())
         cpu.enter()
 
     def _leave(self, cpu: Any, vector: int | None) -> None:

@@ -333,3 +333,4 @@ def test_a_multicall_is_native_as_far_as_its_calls_are(machine: Machine, last: i
     machine.restore(start)
     assert left == (0, subject.va(STACK), 2, 0, 2)
     assert asked == is_pythons
+    assert machine.state.processor.rest.count == 0, "the next exit has nothing to do with this one"

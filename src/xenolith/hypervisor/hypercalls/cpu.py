@@ -30,7 +30,7 @@ from xenolith.abi.traps import (
     CallbackUnregister,
 )
 from xenolith.abi.x86_64 import SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL
-from xenolith.cpu.registers import MASK64, RAX
+from xenolith.cpu.registers import MASK64, RAX, RDI, RSI
 from xenolith.cpu.segments import base_of
 from xenolith.hypervisor.hypercalls.mmu import update_va_mappings
 from xenolith.hypervisor.hypercalls.table import HANDLERS, Continuation, hypercall, operation, run_operation
@@ -208,9 +208,18 @@ def multicall(hv: Hypervisor, vcpu: Vcpu, calls: int, count: int) -> int | None:
                 return 0
     finally:
         hv.in_multicall = False
+        _restore_list(hv, vcpu)
     if part < count:
         raise Continuation(calls, count - part)
     return 0
+
+
+def _restore_list(hv: Hypervisor, vcpu: Vcpu) -> None:
+    """Native code may have run the first part of a list; the guest does not see that."""
+    rest = hv.state.processor.rest
+    if rest.count:
+        vcpu.cpu.regs[RDI], vcpu.cpu.regs[RSI] = rest.calls, rest.count
+        rest.count = 0
 
 
 def _entry(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> list[int]:
