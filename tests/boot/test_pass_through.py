@@ -134,6 +134,12 @@ def test_xl_passes_a_device_on_and_a_misprogrammed_one_reaches_nothing(linux: Do
         assert linux.sh("xl create -q /root/user.cfg") == ""
         assert digest(image) in linux.sh("guest user 'sha256sum /dev/nvme0n1'")
         assert linux.sh("xl pci-list user").split()[-1] == "0000:00:01.0"
+        # While the guest's driver has its interrupt bound.
+        assert linux.sh("xl pci-detach user 00:01.0") == ""
+        assert linux.sh("xl pci-list user; xl pci-assignable-list").split() == ["0000:00:01.0"]
+        assert linux.sh("xl pci-attach user 00:01.0") == ""
+        there = "until [ -b /dev/nvme0n1 ]; do sleep 0.1; done"
+        assert digest(image) in linux.sh(f"guest user '{there}; sha256sum /dev/nvme0n1'")
         linux.sh("xl destroy user")
         assert linux.sh("xl pci-assignable-list").split() == ["0000:00:01.0"]
     linux.sh("xl pci-assignable-remove -r 00:01.0; soon '[ -b /dev/nvme0n1 ]'")
