@@ -86,16 +86,13 @@ def read(hv: Hypervisor, pc: Pc, maddr: int, width: int) -> int:
 
 
 def write(hv: Hypervisor, pc: Pc, maddr: int, width: int, value: int) -> None:
-    """The running guest writes to a device. The hypervisor has the tables of interrupt messages, and the event timer,
-    which all may read: they stay as they are.
-
-    (Xen lets guests map them read-only: mmio_ro_ranges of xen/arch/x86/msi.c, dom0_setup_permissions with ro-hpet.)
+    """The running guest writes to a device. The event timer, which all may read, is the hypervisor's and stays as it
+    is. (Xen lets guests map it read-only: dom0_setup_permissions with ro-hpet.)
     """
     if (maddr in _ECAM and not _configures(hv, maddr)) or maddr in _HPET:
         return
-    if not any(maddr in table for table in hv.iommu.message_tables()):
-        pc.mmio.write(maddr, width, value)
-        hv.traps.accessed_device()
+    pc.mmio.write(maddr, width, value)
+    hv.traps.accessed_device()
 
 
 def _configures(hv: Hypervisor, maddr: int) -> bool:

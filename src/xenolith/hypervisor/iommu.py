@@ -26,7 +26,12 @@ _TOLD: Final = 64
 
 
 class Iommu:
-    """Stands between the functions on the PCI bus and memory (machine.pci.Iommu)."""
+    """Stands between the functions on the PCI bus and memory (machine.pci.Iommu).
+
+    Interrupt messages are the hypervisor's; guests can only read their tables (mmio_ro_ranges of xen/arch/x86/msi.c).
+    """
+
+    programs_messages = True
 
     def __init__(self, hv: Hypervisor) -> None:
         self._hv = hv
@@ -119,11 +124,6 @@ class Iommu:
     def _part(self, where: int) -> None:
         self._hv.pirqs.release_messages(where)
         self._faults.pop(where, None)
-
-    def message_tables(self) -> list[range]:
-        """The machine addresses of all tables of messages."""
-        tables = (function.msix_table for function in self.functions().values())
-        return [table for table in tables if table is not None]
 
     def lends(self, giver: Domain, taker: Domain) -> list[PciDevice]:
         """The functions that `giver` drives and that work for `taker`: what belongs to them is the giver's to lend."""

@@ -68,6 +68,9 @@ class DmaFault(Exception):
 class Iommu(Protocol):
     """What stands between devices and memory, and between devices and processors."""
 
+    programs_messages: bool
+    """Whether it alone writes the tables of interrupt messages, in which software's writes then change nothing."""
+
     def open(self, where: int, maddr: int, length: int, write: bool) -> memoryview:
         """The `length` bytes of memory at `maddr`, for function `where` to use at once. Raises DmaFault."""
 
@@ -77,6 +80,8 @@ class Iommu(Protocol):
 
 class NoIommu:
     """Nobody has taken charge of devices yet, as when a machine is switched on: nothing passes."""
+
+    programs_messages = False
 
     def open(self, where: int, maddr: int, length: int, write: bool) -> memoryview:
         raise DmaFault(f"function {where:#06x} has no memory yet")

@@ -47,8 +47,9 @@ _AF_CONTROL: Final = 4
 class _MsixTable:
     """The table of messages and the pending bits, in a base address register of their own."""
 
-    def __init__(self, vectors: int, changed: Callable[[], None]) -> None:
+    def __init__(self, vectors: int, is_readonly: Callable[[], bool], changed: Callable[[], None]) -> None:
         self.vectors = vectors
+        self._is_readonly = is_readonly
         self._changed = changed
         self.content = bytearray(_MSIX_BAR_BYTES)
         self.clear()
@@ -62,7 +63,7 @@ class _MsixTable:
         return int.from_bytes(self.content[offset : offset + size], "little")
 
     def write_bar(self, bar: int, offset: int, size: int, value: int) -> None:
-        if offset + size <= self.vectors * _ENTRY_BYTES:
+        if offset + size <= self.vectors * _ENTRY_BYTES and not self._is_readonly():
             self.content[offset : offset + size] = value.to_bytes(size, "little")
             self._changed()
 
@@ -116,7 +117,7 @@ class PciDevice(PciFunction):
 
     def add_msix(self, vectors: int, bar: int) -> None:
         """It can send `vectors` (up to 128) different messages, kept in base address register `bar`."""
-        self._table = _MsixTable(vectors, self._unmasked)
+        self._table = _MsixTable(vectors, self._has_programmer, self._unmasked)
         self.add_bar(bar, _MSIX_BAR_BYTES, BarKind.MEMORY32, self._table)
         table, pending = bar.to_bytes(4, "little"), (_PENDING_AT | bar).to_bytes(4, "little")
         self._msix_at = self.add_capability(MSIX, (vectors - 1).to_bytes(2, "little") + table + pending, b"\x00\xc0")
@@ -195,6 +196,9 @@ class PciDevice(PciFunction):
         if self.bus is not None and self.get(COMMAND, 2) & _COMMAND_MASTER:
             self.bus.iommu.message(self.where, address, data)
 
+    def _has_programmer(self) -> bool:
+        return self.bus is not None and self.bus.iommu.programs_messages
+
     def _unmasked(self) -> None:
         """Send what waited for a mask that is gone."""
         if self._msi_control & _MSI_ENABLE:
@@ -217,12 +221,6 @@ class PciDevice(PciFunction):
             1 << (self._msi_control >> 1 & 7) if self._msi_at else 0,
             self._table.vectors if self._table is not None else 0,
         )
-
-    @property
-    def msix_table(self) -> range | None:
-        """The machine addresses where its table of messages is now."""
-        bar = next((bar for bar in self.bars if bar.device is self._table), None)
-        return None if bar is None else self.bar_range(bar)
 
     def program_msi(self, address: int, data: int, count: int) -> None:
         """Switch MSI on for `count` (a power of two) messages, with `data` and the numbers after it; all are masked."""

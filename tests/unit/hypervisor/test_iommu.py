@@ -206,6 +206,16 @@ def test_a_message_becomes_an_event(machine: Machine, driver: Domain, device: Pc
     assert not take(machine, driver, port)
 
 
+def test_software_cannot_write_messages(machine: Machine, driver: Domain, device: PciDevice) -> None:
+    pirq = machine.pirqs.map_msix(driver, WHERE, 2, -1)
+    assert pirq > 0
+    (table,) = (bar.mapped for bar in device.bars)
+    assert table is not None
+    before = bytes(machine.pc.mmio.read(at, 1) for at in table)
+    machine.pc.mmio.write(table.start + 2 * 16, 8, 0xFEE1_0000)
+    assert bytes(machine.pc.mmio.read(at, 1) for at in table) == before
+
+
 def test_several_messages_of_msi_are_pirqs_in_a_row(machine: Machine, driver: Domain, device: PciDevice) -> None:
     first = machine.pirqs.map_msi(driver, WHERE, 3, -1)
     ports = [driver.events.bind_pirq(first + index, False) for index in range(3)]

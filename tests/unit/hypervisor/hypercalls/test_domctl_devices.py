@@ -29,6 +29,7 @@ from xenolith.machine.pci_device import PciDevice
 
 PHYSDEV = 33
 SLOT = 3
+TABLE_BAR = 4
 WHERE = SLOT << 3
 
 
@@ -36,7 +37,7 @@ WHERE = SLOT << 3
 def device(machine: Machine, driver: Domain) -> PciDevice:
     device = PciDevice(0x1B36, 0x0010, 0x010802, interrupt_pin=1)
     device.add_msi(4)
-    device.add_msix(8, 4)
+    device.add_msix(8, TABLE_BAR)
     machine.pc.pci.add(device, SLOT)
     machine.pc.pci.place_bars()
     assert machine.operation(driver, PHYSDEV, PHYSDEVOP_pci_device_add, PhysdevPciDeviceAdd(devfn=WHERE)) == 0
@@ -232,9 +233,9 @@ def test_a_builder_takes_what_is_offered(machine: Machine, builder: Domain, lend
 def test_a_lender_lends_what_belongs_to_the_device_and_nothing_else(
     machine: Machine, builder: Domain, lender: Domain, user: Domain, device: PciDevice
 ) -> None:
-    table = device.msix_table
-    assert table is not None
-    frame = table.start >> 12
+    table = next(bar for bar in device.bars if bar.index == TABLE_BAR)
+    assert table.mapped is not None
+    frame = table.mapped.start >> 12
     assert permit(machine, lender, user.domid, frame) == -EPERM
     assert map_pirq(machine, lender, type=MAP_PIRQ_TYPE_MSI, domid=user.domid)[0] == -EPERM
     assert assign(machine, lender, DOMID_IO) == 0

@@ -35,6 +35,8 @@ class Board:
 
     # -- the IOMMU ----------------------------------------------------------------------------------------------------
 
+    programs_messages = False
+
     def open(self, where: int, maddr: int, length: int, write: bool) -> memoryview:
         if length < 0 or maddr + length > MEMORY_BYTES:
             raise DmaFault(f"{maddr:#x}")
