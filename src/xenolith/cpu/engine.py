@@ -161,6 +161,8 @@ class Engine(Protocol):
     """The lowest of the hypervisor's L4 slots (256 to 271) that guests can be given something in."""
     tsc_khz: int | None
     """How fast the time stamp counter counts that guests read; None if each reading is asked of the handler."""
+    forgets_code: bool
+    """Whether it has room for so much of the guests' code, and is slower with what it has not run lately."""
     shadows_tables: bool
     """Whether changes of page tables have to be told, by the next three methods. TLB flushes are told in any case."""
 

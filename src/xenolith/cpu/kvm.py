@@ -110,6 +110,7 @@ class KvmEngine:
     name = "kvm"
     preemptible = True
     runs_loops = True
+    forgets_code = False
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         self._ram = ram

@@ -309,6 +309,7 @@ class UnicornEngine:
     reserved = range(0)
     first_slot = 256
     tsc_khz: int | None = None
+    forgets_code = True
     shadows_tables = False
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:

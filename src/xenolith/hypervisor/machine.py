@@ -42,7 +42,7 @@ from xenolith.hypervisor.pagetables import PageTables
 from xenolith.hypervisor.pirqs import Pirqs
 from xenolith.hypervisor.policy import Policy
 from xenolith.hypervisor.release import DEFAULT_RELEASE, RELEASES, Release
-from xenolith.hypervisor.scheduler import SLICE_NS, Scheduler
+from xenolith.hypervisor.scheduler import Scheduler
 from xenolith.hypervisor.shared_state import MachineState
 from xenolith.hypervisor.timekeeping import Timekeeping
 from xenolith.hypervisor.tracing import Tracing
@@ -442,16 +442,17 @@ class Hypervisor:
     # -- running ------------------------------------------------------------------------------------------------------
 
     def wake(self, vcpu: Vcpu) -> None:
-        """An event became pending for `vcpu`, or it may run again for another reason."""
+        """Something became pending for `vcpu`. One that can run, but does not, finds that when its turn comes."""
         if vcpu.native is not None:
             self._native_ready[vcpu.native] = None
             self.reschedule = True
             return
-        if vcpu.blocked:
+        slept = vcpu.blocked
+        if slept:
             vcpu.blocked = vcpu.polling = False
             vcpu.poll_ports, vcpu.poll_deadline_ns = (), 0
             self.scheduler.woken(vcpu)
-        if vcpu is not self.traps.current:
+        if vcpu is not self.traps.current and (slept or vcpu in self.running):
             self.reschedule = True
 
     def soon(self, action: Callable[[], None]) -> None:
@@ -508,9 +509,8 @@ class Hypervisor:
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _deadline(self) -> int | None:
-        deadlines = [self._outer_deadline(), self.scheduler.budget_end(self.running)]
-        if self.scheduler.others_wait(self.running):
-            deadlines.append(self.now_ns() + SLICE_NS)
+        scheduler, running = self.scheduler, self.running
+        deadlines = [self._outer_deadline(), scheduler.budget_end(running), scheduler.slice_end(running)]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _run_vcpus(self, vcpus: list[Vcpu]) -> None:

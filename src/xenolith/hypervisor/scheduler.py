@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 SLICE_NS: Final = 10_000_000
-"""How long a vCPU runs while others want to, as long as credit2 lets it at most: each turn costs a look at all vCPUs,
-and the engine what it knows of addresses. One that wakes does not wait for its end."""
+"""How long a vCPU runs while others want to. One that wakes does not wait for its end."""
+_LONGEST_SLICE_NS: Final = 200_000_000
+"""Where turns are longer the more vCPUs take them, because more of each one's code is forgotten from one to the next.
+Linux complains if it had none for 20 s."""
 _SLEEPER_BONUS_NS: Final = 1_000_000
 """How far behind the others a vCPU that wakes may at most be."""
 _DEFAULT_WEIGHT: Final = 256
@@ -41,18 +43,35 @@ class Scheduler:
         self._floor_ns = 0
         self.busy_ns: Counter[int] = Counter()
         """How long vCPUs have run on each processor since power-on."""
+        self._holder: Vcpu | None = None
+        self._left_ns = 0
+        self._woken: list[Vcpu] = []
         self._capped: WeakSet[Domain] = WeakSet()
         self._period_end_ns = 0
 
     def pick(self) -> Vcpu | None:
-        """The runnable vCPU that has had the least."""
-        best: Vcpu | None = None
-        for vcpu in self._hv.all_vcpus():
-            if _wants(vcpu) and (best is None or vcpu.vruntime_ns < best.vruntime_ns):
-                best = vcpu
+        """The runnable vCPU that has had the least; but within its slice one goes on, if none that woke goes before."""
+        holder = self._holder
+        keeps = holder is not None and self._left_ns > 0 and _wants(holder)
+        rivals = [holder, *self._woken] if holder is not None and keeps else self._hv.all_vcpus()
+        best = min(filter(_wants, rivals), key=lambda vcpu: vcpu.vruntime_ns, default=None)
+        self._woken.clear()
         if best is not None:
             self._floor_ns = max(self._floor_ns, best.vruntime_ns)
+        if best is not holder or not keeps:
+            self._holder, self._left_ns = best, self._slice_ns()
         return best
+
+    def _slice_ns(self) -> int:
+        if not self._hv.engine.forgets_code:
+            return SLICE_NS
+        return min(SLICE_NS * sum(map(_wants, self._hv.all_vcpus())), _LONGEST_SLICE_NS)
+
+    def slice_end(self, running: Sequence[Vcpu]) -> int | None:
+        """The system time at which others take their turn, if those that run from now on are not stopped before; None:
+        nobody waits."""
+        others_wait = any(_wants(other) for other in self._hv.all_vcpus() if other not in running)
+        return running[0].runstate.entered_ns + self._left_ns if others_wait else None
 
     def beside(self, first: Vcpu) -> list[Vcpu]:
         """Who runs at the same time as `first`; all of them get a processor on which they may run."""
@@ -83,24 +102,23 @@ class Scheduler:
                     return True
         return False
 
-    def others_wait(self, running: Sequence[Vcpu]) -> bool:
-        """Whether anybody could run who does not."""
-        return any(_wants(other) for other in self._hv.all_vcpus() if other not in running)
-
     def woken(self, vcpu: Vcpu) -> None:
         """A vCPU that waited does not run for all the time that it missed, and goes before one that did not wait."""
         vcpu.vruntime_ns = max(vcpu.vruntime_ns, self._floor_ns - _SLEEPER_BONUS_NS)
+        self._woken.append(vcpu)
 
     def yielded(self, vcpu: Vcpu) -> None:
         """Everybody else who wants to may go first."""
         waiting = [other.vruntime_ns for other in self._hv.all_vcpus() if _wants(other) and other is not vcpu]
         if waiting:
             vcpu.vruntime_ns = max(vcpu.vruntime_ns, max(waiting) + 1)
+            self._holder = None
             self._hv.reschedule = True
 
     def account(self, vcpu: Vcpu, ran_ns: int) -> None:
         """A vCPU has run so long."""
         vcpu.vruntime_ns += ran_ns * _DEFAULT_WEIGHT // vcpu.domain.weight
+        self._left_ns -= ran_ns if vcpu is self._holder else 0
         vcpu.domain.budget_ns -= ran_ns if vcpu.domain.cap else 0
         self.busy_ns[vcpu.processor] += ran_ns
         exits = vcpu.cpu.exits

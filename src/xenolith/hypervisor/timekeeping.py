@@ -104,8 +104,14 @@ class Timekeeping:
     # -- timers -------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> int | None:
-        """The earliest system time at which a timer of any vCPU expires."""
-        deadlines = [deadline for vcpu in self._hv.all_vcpus() if (deadline := _deadline_of(vcpu))]
+        """The earliest system time at which a timer expires of which a vCPU must know then: one that waits for its turn
+        to run is told when that comes."""
+        running = self._hv.running
+        deadlines = [
+            deadline
+            for vcpu in self._hv.all_vcpus()
+            if (deadline := _deadline_of(vcpu)) and (vcpu in running or not vcpu.runnable)
+        ]
         return min(deadlines, default=None)
 
     def expire(self) -> None:

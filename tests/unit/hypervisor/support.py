@@ -50,6 +50,7 @@ class Engine:
     reserved = range(0)
     first_slot = 256
     tsc_khz: int | None = None
+    forgets_code = False
     shadows_tables = False
 
     def __init__(self) -> None:

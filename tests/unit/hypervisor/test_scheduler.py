@@ -35,7 +35,7 @@ def test_nobody_runs_where_nobody_can(hv: Bench) -> None:
     assert hv.scheduler.pick() is None
     guest = hv.guest(vcpus=2)
     assert hv.scheduler.pick() is guest.vcpu
-    assert not hv.scheduler.others_wait([guest.vcpu]), "the second is not started"
+    assert hv.scheduler.slice_end([guest.vcpu]) is None, "the second is not started"
     for attribute in ("down", "blocked"):
         setattr(guest.vcpu, attribute, True)
         assert hv.scheduler.pick() is None
@@ -99,8 +99,40 @@ def test_who_yields_goes_after_all_others_that_want_to_run(hv: Bench) -> None:
     third.vcpu.blocked = True
     hv.scheduler.yielded(first.vcpu)
     assert hv.scheduler.pick() is second.vcpu
-    hv.scheduler.account(second.vcpu, MS)
+    hv.scheduler.account(second.vcpu, SLICE_NS)
     assert hv.scheduler.pick() is first.vcpu
+
+
+def test_within_its_slice_a_vcpu_goes_on_whatever_has_stopped_it(hv: Bench) -> None:
+    first, second = hv.guest(), hv.guest()
+    assert hv.scheduler.pick() is first.vcpu
+    hv.scheduler.account(first.vcpu, SLICE_NS - MS)
+    assert hv.scheduler.pick() is first.vcpu
+    hv.scheduler.account(first.vcpu, MS)
+    assert hv.scheduler.pick() is second.vcpu
+
+
+def test_within_a_slice_one_that_wakes_goes_before_unless_it_has_had_more(hv: Bench) -> None:
+    first, sleeper, other = hv.guest(), hv.guest(), hv.guest()
+    sleeper.vcpu.blocked = True
+    sleeper.vcpu.vruntime_ns = 3 * MS
+    for ran, goes_on in ((2 * MS, first), (2 * MS, sleeper)):
+        assert hv.scheduler.pick() is first.vcpu
+        hv.scheduler.account(first.vcpu, ran)
+        hv.wake(sleeper.vcpu)
+        assert hv.scheduler.pick() is goes_on.vcpu
+        sleeper.vcpu.blocked = True
+    assert other.vcpu.vruntime_ns == 0
+
+
+def test_an_event_for_a_vcpu_whose_turn_it_is_not_stops_nobody(hv: Bench) -> None:
+    first, second = hv.guest(), hv.guest()
+    hv.traps.current, hv.running = first.vcpu, [first.vcpu]
+    hv.wake(second.vcpu)
+    assert not hv.reschedule
+    second.vcpu.blocked = True
+    hv.wake(second.vcpu)
+    assert hv.reschedule
 
 
 # -- at the same time --------------------------------------------------------------------------------------------------
@@ -183,6 +215,32 @@ def test_a_vcpu_runs_until_its_slice_ends_only_if_others_wait(hv: Bench) -> None
     second.vcpu.periodic_ns = 0
     hv.step()
     assert hv.host.armed[-1] == hv.clock.ns + SLICE_NS
+
+
+@pytest.mark.parametrize(("guests", "slices"), [(1, 1), (2, 2), (7, 7), (25, 20)])
+def test_slices_are_longer_the_more_take_turns_where_the_engine_forgets_code(
+    hv: Bench, monkeypatch: pytest.MonkeyPatch, guests: int, slices: int
+) -> None:
+    monkeypatch.setattr(hv.engine, "forgets_code", True)
+    for _ in range(guests + 1):
+        hv.guest().vcpu.periodic_ns = 0
+    next(hv.all_vcpus()).blocked = True
+    hv.step()
+    assert hv.host.armed == [hv.clock.ns + slices * SLICE_NS if guests > 1 else None]
+
+
+def test_a_slice_does_not_grow_when_a_timer_is_set(hv: Bench) -> None:
+    first, second = hv.guest(), hv.guest()
+    first.vcpu.periodic_ns = second.vcpu.periodic_ns = 0
+    end = hv.clock.ns + SLICE_NS
+
+    def work() -> None:
+        hv.clock.ns += MS
+        hv.timers_changed()
+
+    hv.engine.program = work
+    hv.step()
+    assert hv.host.armed == [end, end]
 
 
 def test_time_that_a_vcpu_ran_is_accounted(hv: Bench) -> None:

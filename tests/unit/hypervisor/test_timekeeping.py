@@ -105,10 +105,10 @@ def test_a_new_wall_clock_is_told_to_every_domain(hv: Bench, seconds: int) -> No
 # -- timers ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_next_deadline_is_the_earliest_of_all_vcpus(hv: Bench) -> None:
+def test_the_next_deadline_is_the_earliest_of_all_vcpus_that_wait(hv: Bench) -> None:
     first, second = hv.guest(vcpus=2), hv.guest()
     for vcpu in hv.all_vcpus():
-        vcpu.periodic_ns = 0
+        vcpu.periodic_ns, vcpu.blocked = 0, True
     assert hv.timekeeping.next_deadline() is None
     first.vcpu.singleshot_ns = 900
     second.vcpu.singleshot_ns = 700
@@ -117,6 +117,14 @@ def test_the_next_deadline_is_the_earliest_of_all_vcpus(hv: Bench) -> None:
     assert hv.timekeeping.next_deadline() == 600
     first.vcpu.periodic_ns, first.vcpu.periodic_next_ns = 50, 500
     assert hv.timekeeping.next_deadline() == 500
+
+
+def test_a_vcpu_whose_turn_it_is_not_has_no_deadline(hv: Bench) -> None:
+    first, second = hv.guest(), hv.guest()
+    first.vcpu.periodic_ns, second.vcpu.periodic_ns = 0, 0
+    first.vcpu.singleshot_ns, second.vcpu.singleshot_ns = 900, 700
+    hv.running = [first.vcpu]
+    assert hv.timekeeping.next_deadline() == 900
 
 
 def test_ticks_that_were_missed_are_one_tick(hv: Bench) -> None:

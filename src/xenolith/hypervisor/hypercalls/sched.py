@@ -234,7 +234,7 @@ def up(hv: Hypervisor, vcpu: Vcpu, vaddr: int) -> int:
         raise XenError(EINVAL, f"vCPU {target.vcpu_id} is not initialised")
     target.down = False
     hv.scheduler.woken(target)
-    hv.wake(target)
+    hv.reschedule = True
     return 0
 
 

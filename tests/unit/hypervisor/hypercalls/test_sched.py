@@ -371,6 +371,7 @@ def test_a_vcpu_that_is_started_later_ticks_and_has_its_single_shot_timer(hv: Be
     guest.vcpu.periodic_ns = 0
     start_second(guest)
     second = guest.domain.vcpus[1]
+    second.blocked = True
     assert hv.timekeeping.next_deadline() == hv.clock.ns + 10 * MS
     argument = VcpuSetSingleshotTimer(hv.clock.ns + MS, 0)
     guest.put(guest.va(0), argument)
