@@ -113,7 +113,7 @@ def _engine_rows(engine: EngineReport, report: HostReport) -> list[tuple[str, st
 
 def _helper_row(report: HostReport) -> _Row:
     if report.helper_missing is None:
-        return ("helper", "the commonest exits on unicorn are handled natively", True)
+        return ("helper", "the commonest exits are handled natively", True)
     return ("helper", f"none, so that all exits are handled by Python: {report.helper_missing}", None)
 
 
@@ -129,4 +129,6 @@ def _engine(engine: EngineReport) -> str:
         words.append(f"{engine.million_instructions_per_second:.0f} million instructions a second in a tight loop")
     if engine.runs_loops is not None:
         words.append(f"hot loops run {'on the host processor' if engine.runs_loops else 'in the emulator'}")
+    if engine.processors is not None and engine.processors > 1:
+        words.append(f"runs {engine.processors} vCPUs at the same time")
     return "; ".join(words)

@@ -38,6 +38,8 @@ class EngineReport:
     million_instructions_per_second: float | None = None
     runs_loops: bool | None = None
     """Whether the host's processor runs a guest's small hot loops."""
+    processors: int | None = None
+    """How many vCPUs run at the same time."""
     lacks: tuple[str, ...] = ()
     """What guests cannot have on it, one sentence each."""
 
@@ -79,7 +81,7 @@ class HostReport:
     chosen: str = "unicorn"
     """What "auto" means here."""
     helper_missing: str | None = None
-    """Why Python handles all exits on Unicorn; None if the native helper handles the commonest ones."""
+    """Why Python handles all exits; None if the native helper handles the commonest ones."""
 
     @property
     def ready(self) -> bool:
@@ -200,5 +202,6 @@ def _measured(name: str, about: str, version: str) -> EngineReport:
         runs_loops=engine.runs_loops,
         exit_us=round(speed.exit_us, 2),
         million_instructions_per_second=round(speed.million_instructions_per_second),
+        processors=engine.processors,
         lacks=tuple(LACKING[what] for what in sorted(engine.lacks)),
     )
