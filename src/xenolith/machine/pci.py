@@ -252,6 +252,14 @@ class PciBus:
         if function.gsi is not None:
             function.config[INTERRUPT_LINE] = function.gsi
 
+    def remove(self, where: int) -> None:
+        """Function `where` is gone: nothing answers in its place any more, and it reaches nothing."""
+        function = self._functions.pop(where)
+        for bar in function.bars:
+            self._unmap(bar)
+        self.set_line(function, False)
+        function.bus = None
+
     def place_bars(self) -> None:
         """Give every base address register a place and switch the functions on, as firmware does before software runs.
 
@@ -305,11 +313,14 @@ class PciBus:
         """The base address registers or the command register of `function` have changed."""
         for bar in function.bars:
             wanted = function.bar_range(bar)
-            if wanted == bar.mapped:
-                continue
-            if bar.mapped is not None:
-                (self._ports if bar.kind is BarKind.IO else self._mmio).release(bar.mapped)
-            bar.mapped = wanted if wanted is not None and self._map(bar, wanted) else None
+            if wanted != bar.mapped:
+                self._unmap(bar)
+                bar.mapped = wanted if wanted is not None and self._map(bar, wanted) else None
+
+    def _unmap(self, bar: _Bar) -> None:
+        if bar.mapped is not None:
+            (self._ports if bar.kind is BarKind.IO else self._mmio).release(bar.mapped)
+            bar.mapped = None
 
     def _map(self, bar: _Bar, wanted: range) -> bool:
         try:

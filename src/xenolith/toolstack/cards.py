@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from xenolith.services.network.networks import Networks
     from xenolith.services.network.passt import UserNetwork
     from xenolith.services.network.tap import Tap
-    from xenolith.services.service import Outside
+    from xenolith.toolstack.device_host import DeviceHost
 
 _NAMESPACE: Final = uuid.UUID("6d7bd1a4-2c1f-5a53-9a1e-0d2f35f3a3c6")
 """Of the names of machines."""
@@ -54,20 +54,18 @@ class Cards:
     """Makes the cards of the machine called `machine`."""
 
     machine: str
-    host: Outside
-    soon: Callable[[Callable[[], None]], None]
     now_ns: Callable[[], int]
     networks: Callable[[], Networks]
     log: Callable[[str], None]
 
-    def make(self, model: str, slot: int, nic: Nic) -> PciDevice:
+    def make(self, model: str, slot: int, nic: Nic, host: DeviceHost) -> PciDevice:
         """A card in a slot. UserError if there is no network as it is to have."""
         from xenolith.services.network.cable import Cable
 
         mac = bytes.fromhex((nic.mac or mac_of(uuid.uuid5(_NAMESPACE, self.machine), slot)).replace(":", ""))
         mtu = nic.mtu or (CARD_MODELS[model].user_mtu if nic.user else DEFAULT_MTU)
         place = _place(nic, mac, mtu)
-        cable = Cable(self.networks(), str(slot), place, nic.pcap, self.host, self.soon, self.now_ns, self.log)
+        cable = Cable(self.networks(), str(slot), place, nic.pcap, host, host.soon, self.now_ns, self.log)
         return CARD_MODELS[model].find()(mac, mtu, cable)
 
 

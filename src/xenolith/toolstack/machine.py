@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,12 +25,14 @@ from xenolith.hypervisor.release import RELEASES
 from xenolith.loader import arrangement, pv
 from xenolith.machine.clock import HostClock, VirtualClock
 from xenolith.machine.e820 import HIGH_RAM_START, MemoryMap
+from xenolith.machine.pci import bdf
 from xenolith.machine.ram import Ram
 from xenolith.services.console import Terminals
 from xenolith.services.supervisor import Supervisor
 from xenolith.toolstack.builder import Built
 from xenolith.toolstack.cards import Cards
 from xenolith.toolstack.config import DomainConfig, MachineConfig, store_keeper
+from xenolith.toolstack.device_host import DeviceHost
 from xenolith.toolstack.guest_config import GuestConfig
 from xenolith.toolstack.host import HostLoop, VirtualHost
 from xenolith.toolstack.images import Prepared
@@ -104,13 +107,11 @@ class Machine:
             raise UserError("nobody has the machine's devices", "give a domain the capability 'hardware'")
         cards = Cards(
             config.name,
-            self.host,
-            lambda action: self.hv.soon(action),
             self.clock.now_ns,
             lambda: self._networks,
             lambda text: self.log(text),
         )
-        self._devices = MachineDevices(config.devices, self.host.submit, cards)
+        self._devices = MachineDevices(config.devices, self._device_host, cards)
         self.pc = self._build_pc(memory) if hardware else None
         if self._serial is not None and self.pc is not None and isinstance(self.host, HostLoop):
             self._serial.listen(self.host, self.pc.serial.feed)
@@ -138,6 +139,17 @@ class Machine:
             lambda: self.hv.power("reboot"),
             self._devices.functions,
         )
+
+    def _device_host(self, slot: int) -> DeviceHost:
+        return DeviceHost(self.host, lambda action: self.hv.soon(action), partial(self._device_failed, slot))
+
+    def _device_failed(self, slot: int, error: Exception) -> None:
+        """A bug of ours in a device's model: nothing answers in its place any more."""
+        report = "".join(traceback.format_exception(error))
+        self.log(f"the device in slot {slot} is gone, by a bug of Xenolith:\n{report}")
+        self.hv.publish("bug", device=slot, traceback=report)
+        if self.pc is not None:
+            self.pc.pci.remove(bdf(0, slot, 0))
 
     @cached_property
     def _networks(self) -> Networks:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xenolith.machine.devices.disk_work import Submit
     from xenolith.machine.disk import Image
     from xenolith.machine.pci_device import PciDevice
+    from xenolith.toolstack.device_host import DeviceHost
 
 _SLOTS: Final = range(1, 31)
 """Slots of the bus that are free; 0 is the host bridge, 31 the bridge to ISA."""
@@ -96,11 +97,12 @@ def _slot(text: str) -> int:
 class MachineDevices:
     """The devices of one machine, made as described. Close it when the machine is off and does no more work.
 
-    `functions` has them by slot. UserError for what cannot be had, or for two devices in one slot.
+    `functions` has them by slot; `make_host` gives each its way to the host. UserError for what cannot be had, or for
+    two devices in one slot.
     """
 
-    def __init__(self, devices: Iterable[MachineDevice], submit: Submit, cards: Cards) -> None:
-        self._submit = submit
+    def __init__(self, devices: Iterable[MachineDevice], make_host: Callable[[int], DeviceHost], cards: Cards) -> None:
+        self._make_host = make_host
         self._cards = cards
         self._images: list[Image] = []
         self.functions: dict[int, PciDevice] = {}
@@ -122,14 +124,14 @@ class MachineDevices:
 
     def _make(self, device: MachineDevice, slot: int) -> PciDevice:
         if device.nic is not None:
-            return self._cards.make(device.model, slot, device.nic)
+            return self._cards.make(device.model, slot, device.nic, self._make_host(slot))
         from xenolith.services.disks.open import DiskSource
 
         assert device.disk is not None
         overlay = Path(device.disk.overlay) if isinstance(device.disk.overlay, str) else device.disk.overlay
         image, _ = DiskSource(device.disk.target, device.disk.format, device.disk.readonly, overlay).open()
         self._images.append(image)
-        return DISK_MODELS[device.model]()(image, self._submit)
+        return DISK_MODELS[device.model]()(image, self._make_host(slot).submit)
 
     def close(self) -> None:
         for image in self._images:

@@ -82,6 +82,22 @@ def test_where_nothing_is_reads_all_ones() -> None:
     assert board.pci.read_config(bdf(1, 5, 0), 0, 2) == 0xFFFF
 
 
+def test_a_function_that_is_removed_is_nowhere() -> None:
+    board = Board().start((0, 4096, BarKind.MEMORY32), (1, 16, BarKind.IO))
+    board.pci.place_bars()
+    lines: list[tuple[int, bool]] = []
+    board.pci.drive = lambda gsi, level: lines.append((gsi, level))
+    board.pci.set_line(board.function, True)
+    (memory, ports) = (bar.mapped for bar in board.function.bars)
+    assert memory is not None
+    assert ports is not None
+    assert (board.mmio.read(memory.start, 4), board.ports.read(ports.start, 4)) == (0x5A, 0x5A)
+    board.pci.remove(board.at)
+    assert board.read(0, 4) == board.mmio.read(memory.start, 4) == board.ports.read(ports.start, 4) == 0xFFFFFFFF
+    assert lines == [(intx_gsi(5, 1), True), (intx_gsi(5, 1), False)]
+    assert board.function.bus is None
+
+
 def test_two_functions_cannot_share_a_place() -> None:
     board = Board().start()
     with pytest.raises(ValueError, match=r"05\.0"):

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 from xenolith.errors import UserError
+from xenolith.machine.devices.disk_work import Outcome
+from xenolith.machine.devices.nvme import Nvme
 from xenolith.machine.devices.virtio_net import VirtioNet
 from xenolith.services.network.networks import Networks
 from xenolith.toolstack.cards import Cards
+from xenolith.toolstack.config import DomainConfig, MachineConfig
+from xenolith.toolstack.device_host import DeviceHost
+from xenolith.toolstack.machine import Machine
 from xenolith.toolstack.machine_devices import MachineDevice, MachineDevices, machine_device
 from xenolith.toolstack.nics import Forward, Nic
+from xenolith.toolstack.rights import rights
 
 
 class Host:
@@ -30,8 +36,12 @@ class Host:
 
 def made(*specs: str) -> dict[int, object]:
     host, networks = Host(), Networks()
-    cards = Cards("test", host, host.post, lambda: 0, lambda: networks, lambda text: None)
-    return dict(MachineDevices(map(machine_device, specs), host.submit, cards).functions)
+    cards = Cards("test", lambda: 0, lambda: networks, lambda text: None)
+
+    def make_host(slot: int) -> DeviceHost:
+        return DeviceHost(host, host.post, lambda error: None)
+
+    return dict(MachineDevices(map(machine_device, specs), make_host, cards).functions)
 
 
 def test_a_card_is_connected_as_a_guests_device_is() -> None:
@@ -80,3 +90,30 @@ def test_each_card_has_an_address_of_its_own_and_always_the_same() -> None:
     assert first != second
     assert first.startswith(b"\x00\x16\x3e")
     assert addresses("virtio-net", "virtio-net,mac=02:00:00:00:00:01") == [first, bytes.fromhex("020000000001")]
+
+
+def test_a_bug_in_a_device_ends_the_device_and_not_the_machine(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    capabilities = rights(["hardware", "store", "create", "console"]).capabilities
+    services = DomainConfig("all", memory=4 << 20, capabilities=capabilities, services=("store", "console", "builder"))
+    devices = (machine_device(f"nvme,target={image}"),)
+    machine = Machine(MachineConfig(memory=64 << 20, domains=[services], devices=devices))
+    assert machine.pc is not None
+    try:
+        machine.power_on({})
+        told: list[tuple[str, dict[str, object]]] = []
+        machine.hv.subscribers.append(lambda kind, data: told.append((kind, data)))
+        disk = machine.pc.pci.functions[1 << 3]
+        assert isinstance(disk, Nvme)
+        pci, ended = machine.pc.pci, list[Outcome]()
+        disk._work.flush(ended.append)
+        machine.hv.run(lambda: bool(ended))
+        for _ in range(2):
+            disk._work.flush(lambda outcome: 1 // 0)
+        machine.hv.run(lambda: pci.read_config(1 << 3, 0, 4) == 0xFFFFFFFF)
+        (bug,) = [data for kind, data in told if kind == "bug"]
+        assert bug["device"] == 1
+        assert "ZeroDivisionError" in str(bug["traceback"])
+    finally:
+        machine.close()
