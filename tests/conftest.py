@@ -8,7 +8,7 @@ import pytest
 
 from xenolith.cpu.kvm import KvmEngine
 from xenolith.errors import UserError
-from xenolith.hypervisor.native_exits import missing
+from xenolith.hypervisor.native_exits import COMPILED
 from xenolith.machine.ram import Ram
 
 _ENGINES = "XENOLITH_TEST_ENGINES"
@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     as well."""
     if "engine" in metafunc.fixturenames:
         engines = os.environ[_ENGINES].split()
-        if getattr(metafunc.module, "WITHOUT_HELPER_TOO", False) and missing() is None:
+        if getattr(metafunc.module, "WITHOUT_HELPER_TOO", False) and COMPILED.missing() is None:
             engines += [engine + WITHOUT_HELPER for engine in engines]
         metafunc.parametrize("engine", engines, scope="module")
 

@@ -10,8 +10,8 @@ import pytest
 from tests.guest.assembler import TestImage, assemble, missing_tools
 from tests.guest.pvguest import PvGuest, TestMachine, is_native
 from tests.guest.second_vcpu import start_second
+from xenolith.cpu.compiled import SWITCH
 from xenolith.cpu.engine import LACKING
-from xenolith.hypervisor.native_exits import SWITCH
 
 Starter = Callable[..., PvGuest]
 

@@ -223,6 +223,9 @@ class Engine(Protocol):
     def load_root(self, maddr: int) -> None:
         """The current processor uses the L4 table at `maddr` and forgets all cached translations."""
 
+    def still_has(self, maddr: int) -> bool:
+        """Whether the current processor ran last, on the L4 table at `maddr`, and can go on with its translations."""
+
     def flush_all(self) -> None:
         """All processors that run forget all cached translations."""
 

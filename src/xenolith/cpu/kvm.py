@@ -251,6 +251,9 @@ class KvmEngine:
             cpu.root = maddr
             cpu.flush = True
 
+    def still_has(self, maddr: int) -> bool:
+        return False
+
     def flush_all(self) -> None:
         """Those that do not run now forget when their root is loaded."""
         for cpu in self._running:

@@ -53,6 +53,7 @@ from xenolith.cpu.registers import (
     SS,
     TF,
 )
+from xenolith.cpu.replacements import Library, load_library
 from xenolith.cpu.shortcuts import Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import Ram
@@ -143,6 +144,7 @@ _BREAK_ON_PORT: Final = 2 << 16 | 1
 """DR7: an I/O breakpoint of one byte at DR0."""
 _NOWHERE: Final = 0xFFFF_0000_FFFF_0000
 """A stop address that no guest can reach."""
+_NO_ROOT: Final = 1
 _UNLIMITED: Final = 1 << 62
 _SPIN_ENTRIES: Final = 64
 """After so many PAUSEs in one run a processor is taken to wait for another one. Each takes about 2 µs."""
@@ -161,14 +163,14 @@ _STOP_PROOF: Final = bytes.fromhex("ec 488b06 48ffc3 0fa2 eb00 48ffc3 f4")
 _SIGNATURE_TAG: Final = 0x5851_0000_0000_0000
 
 
-def _load_library() -> ctypes.CDLL:
+def _load_library() -> Library:
     spec = importlib.util.find_spec("unicorn")
     if spec is None or spec.origin is None:
         raise UserError("the package unicorn is not installed", "pip install unicorn==2.1.4")
     folder = Path(spec.origin).parent / "lib"
     for name in ("libunicorn.so.2", "libunicorn.2.dylib"):
         if (folder / name).exists():
-            return ctypes.CDLL(str(folder / name))
+            return load_library(folder / name)
     raise UserError(f"no Unicorn library in {folder}", "pip install --force-reinstall unicorn==2.1.4")
 
 
@@ -313,7 +315,8 @@ class UnicornEngine:
     shadows_tables = False
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
-        self._lib = _load_library()
+        library = _load_library()
+        self._lib = library.unicorn
         self._uc = ctypes.c_void_p()
         self._keep: list[Any] = []
         self._check(self._lib.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(self._uc)), "open")
@@ -331,6 +334,7 @@ class UnicornEngine:
         self._cr3 = ctypes.c_uint64()
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
+        self._sees_all_writes = library.take_engine(self._uc)
         self._breakpoints = Breakpoints(
             self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS_WORD, self.debug_word, page_of_code
         )
@@ -602,6 +606,7 @@ class UnicornEngine:
             self._current.leave(self._live)
         cpu.enter(self._live)
         self._current = cpu
+        self._cr3.value = _NO_ROOT
         self.debug_registers_changed()
 
     def debug_registers_changed(self) -> None:
@@ -612,6 +617,10 @@ class UnicornEngine:
     def load_root(self, maddr: int) -> None:
         self._cr3.value = maddr
         self._reg_write(self._uc, _REG_CR3, self._cr3_ref)
+
+    def still_has(self, maddr: int) -> bool:
+        """As shipped the library does not see all writes to code, and has to look again at each page now and then."""
+        return self._sees_all_writes and self._cr3.value == maddr
 
     def flush_all(self) -> None:
         self._lib.tlb_flush_x86_64(self._cpu_pointer)

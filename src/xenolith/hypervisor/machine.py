@@ -538,7 +538,9 @@ class Hypervisor:
 
     def _enter(self, vcpu: Vcpu) -> None:
         self._make_current(vcpu)
-        self.load_root(vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root)
+        root = vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root
+        if not self.engine.still_has(root):
+            self.load_root(root)
         self.timekeeping.update_vcpu_time(vcpu)
         self.scheduler.enter(vcpu)
         self.timekeeping.publish_runstate(vcpu)

@@ -6,76 +6,54 @@ It is compiled when Xenolith is installed, if there is a C compiler. Without it 
 from __future__ import annotations
 
 import ctypes
-import os
-import zlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xenolith.cpu import kvm_loop
+from xenolith.cpu.compiled import Compiled, load
 from xenolith.cpu.shortcuts import STATE_FIELDS, Shortcuts
 from xenolith.hypervisor.shared_state import LAYOUT
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
-SWITCH: Final = "XENOLITH_NATIVE"
-"""The environment variable that switches the helper off if it is "0"."""
 _HERE: Final = Path(__file__).parent
-_LIBRARY: Final = _HERE / "exits.so"
-_SOURCES: Final = (
-    *(_HERE / name for name in ("exits.c", "tables.c", "machine.h")),
-    *(_HERE.parent / "cpu" / name for name in ("kvm_loop.c", "processor.h")),
+COMPILED: Final = Compiled(
+    _HERE / "exits.so",
+    (
+        *(_HERE / name for name in ("exits.c", "tables.c", "machine.h")),
+        *(_HERE.parent / "cpu" / name for name in ("kvm_loop.c", "processor.h")),
+    ),
 )
 _FUNCTIONS: Final = ("syscall", "exception", "syscall_done", "exception_done", "kvm_run")
 """Of the library, as `Shortcuts` calls them."""
 
 
-def missing() -> str | None:
-    """Why there is no helper; None if there is one."""
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH}=0 switches it off"
-    if not _LIBRARY.exists():
-        return "there was no C compiler when Xenolith was installed"
-    return None if _library() is not None else "it was compiled from other sources: install Xenolith again"
-
-
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The library, if it was compiled from the sources that lie beside it and agrees with us on every structure."""
-    try:
-        library = ctypes.CDLL(str(_LIBRARY))
-        library.xenolith_sources.restype = ctypes.c_char_p
-        if library.xenolith_sources() != b"%d" % checksum(_SOURCES):
-            return None
-    except (OSError, AttributeError):
-        return None
-    return library if _numbers(library, "xenolith_layout", len(LAYOUT)) == LAYOUT else None
+def library() -> ctypes.CDLL | None:
+    """The helper, if it agrees with us on every structure."""
+    library = load(COMPILED)
+    return library if library is not None and _numbers(library, "xenolith_layout", len(LAYOUT)) == LAYOUT else None
 
 
 def _numbers(library: ctypes.CDLL, name: str, count: int) -> tuple[int, ...]:
     return tuple((ctypes.c_uint32 * count).in_dll(library, name))
 
 
-def checksum(sources: tuple[Path, ...]) -> int:
-    """Tells whether sources have changed."""
-    return zlib.crc32(b"".join(source.read_bytes() for source in sources))
-
-
 def shortcuts(hv: Hypervisor) -> Shortcuts | None:
     """The helper's functions, working on the state of `hv`, for its engine to call. None where there is no helper."""
-    if missing() is not None:
+    helper, state, frames = library(), hv.state, hv.frames
+    if helper is None or COMPILED.missing() is not None:
         return None
-    library, state, frames = _library(), hv.state, hv.frames
-    assert library is not None
     state.ram, state.ram_size = hv.ram.host_address, frames.total << 12
     state.frame_owners, state.frame_counts = frames.owners.ctypes.data, frames.counts.ctypes.data
     state.frame_types, state.frame_type_counts = frames.types.ctypes.data, frames.type_counts.ctypes.data
     state.frame_flags, state.frame_stale_epochs = frames.all_flags.ctypes.data, frames.stale_epochs.ctypes.data
     state.epoch = ctypes.addressof(frames.epoch_counter)
-    functions = {name: ctypes.cast(library[f"xenolith_{name}"], ctypes.c_void_p).value or 0 for name in _FUNCTIONS}
-    state_layout = _numbers(library, "xenolith_state_layout", len(STATE_FIELDS))
-    kvm_layout = _numbers(library, "xenolith_kvm_layout", len(kvm_loop.LAYOUT))
+    functions = {name: ctypes.cast(helper[f"xenolith_{name}"], ctypes.c_void_p).value or 0 for name in _FUNCTIONS}
+    state_layout = _numbers(helper, "xenolith_state_layout", len(STATE_FIELDS))
+    kvm_layout = _numbers(helper, "xenolith_kvm_layout", len(kvm_loop.LAYOUT))
     return Shortcuts(
         state.processor,
         context=ctypes.addressof(state),

@@ -114,7 +114,7 @@ def examine() -> HostReport:
         memory_needed=DEFAULT_CONTROL_MEMORY + OWN_MEMORY,
         engines=[unicorn(), kvm()],
         chosen=choose(),
-        helper_missing=native_exits.missing(),
+        helper_missing=native_exits.COMPILED.missing(),
         kernels=[_kernel(kernel) for kernel in (*kernels.cached(), *kernels.host())],
         tools=[ToolReport(name, package, purpose, shutil.which(name)) for name, package, purpose in _TOOLS],
     )

@@ -51,7 +51,7 @@ class UnicornExits:
             ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)(self._exception),
         )
         processor.syscall, processor.exception = (ctypes.cast(each, ctypes.c_void_p) for each in self._counting)
-        library = native_exits._library()
+        library = native_exits.library()
         assert library is not None
         library.xenolith_syscall.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         library.xenolith_exception.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
@@ -108,7 +108,7 @@ class KvmExits:
         self._error = 0
 
     def begin(self) -> None:
-        library = native_exits._library()
+        library = native_exits.library()
         assert library is not None
         library.xenolith_kvm_done.argtypes = (ctypes.c_void_p,)
         library.xenolith_kvm_done.restype = ctypes.c_bool

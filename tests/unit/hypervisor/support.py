@@ -108,6 +108,9 @@ class Engine:
     def load_root(self, maddr: int) -> None:
         self.calls.append(("root", maddr))
 
+    def still_has(self, maddr: int) -> bool:
+        return False
+
     def flush_all(self) -> None:
         self.calls.append(("flush",))
 

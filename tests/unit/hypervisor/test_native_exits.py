@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.hypervisor.native_support import EXITS, Machine
-from tests.unit.hypervisor.support import Bench, Guest
+from tests.unit.hypervisor.support import Guest
 from xenolith.abi.hypercalls import (
     HYPERVISOR_fpu_taskswitch,
     HYPERVISOR_iret,
@@ -41,17 +40,16 @@ from xenolith.cpu.registers import (
     TF,
 )
 from xenolith.cpu.segments import segment_of
-from xenolith.hypervisor import native_exits
 from xenolith.hypervisor.descriptors import (
     XEN_CS32,
     XEN_CS64,
     XEN_SS,
 )
 from xenolith.hypervisor.frames import FLAG_EXECUTABLE
-from xenolith.hypervisor.native_exits import SWITCH, checksum, missing
+from xenolith.hypervisor.native_exits import COMPILED
 from xenolith.hypervisor.shared_state import Callback, Gate
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no native helper: {missing()}")
+pytestmark = pytest.mark.skipif(COMPILED.missing() is not None, reason=f"no native helper: {COMPILED.missing()}")
 
 NO_DEVICE, PAGE_FAULT = 7, 14
 USER_CS, USER_SS, READ_ONLY, ABSENT, LDT = 0x33, 0x2B, 0x3B, 0x43, 0x0F
@@ -249,30 +247,3 @@ def test_code_on_the_stack_is_pythons(machine: Machine) -> None:
     machine.frames.flags[machine.stack] |= FLAG_EXECUTABLE
     assert not was_native(machine)
     machine.frames.flags[machine.stack] &= ~FLAG_EXECUTABLE & 0xFF
-
-
-# -- whether it is there -----------------------------------------------------------------------------------------------
-
-
-def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "0")
-    assert missing() == "XENOLITH_NATIVE=0 switches it off"
-    machine = Bench()
-    assert native_exits.shortcuts(machine) is None
-
-
-def test_a_change_of_the_sources_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = tmp_path / "exits.c"
-    changed.write_bytes(native_exits._SOURCES[0].read_bytes() + b"\n")
-    assert checksum((changed,)) != checksum(native_exits._SOURCES[:1])
-    monkeypatch.setattr(native_exits, "_SOURCES", (changed, *native_exits._SOURCES[1:]))
-    native_exits._library.cache_clear()
-    try:
-        assert missing() == "it was compiled from other sources: install Xenolith again"
-    finally:
-        native_exits._library.cache_clear()
-
-
-def test_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_exits, "_LIBRARY", tmp_path / "exits.so")
-    assert missing() == "there was no C compiler when Xenolith was installed"

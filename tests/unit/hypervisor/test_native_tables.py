@@ -24,10 +24,10 @@ from xenolith.abi.types import DOMID_SELF
 from xenolith.cpu.registers import CS, IF, R10, R12, RAX, RCX, RDI, RDX, RIP, RSI, RSP, SS
 from xenolith.cpu.segments import segment_of
 from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS
-from xenolith.hypervisor.native_exits import missing
+from xenolith.hypervisor.native_exits import COMPILED
 from xenolith.hypervisor.shared_state import Gate
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no native helper: {missing()}")
+pytestmark = pytest.mark.skipif(COMPILED.missing() is not None, reason=f"no native helper: {COMPILED.missing()}")
 
 PAGE_FAULT = 14
 PAT, CACHE_OFF, GUEST_KERNEL, AVAILABLE = 0x80, 0x10, 1 << 52, 0x200
