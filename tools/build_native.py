@@ -36,7 +36,8 @@ def compile_libraries(root: Path) -> bool:
         (root / library).unlink(missing_ok=True)
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
-    return all([_compile(root, library, sources) for library, sources in LIBRARIES.items()])
+    compiled = [_compile(root, library, sources) for library, sources in LIBRARIES.items()]
+    return all(compiled)
 
 
 def _compile(root: Path, library: str, sources: tuple[str, ...]) -> bool:
