@@ -32,7 +32,10 @@
 #define UPCALL_MASK 1
 #define INFO_CR2 16
 
+#define ENOENT 2
+
 #define NO_DEVICE 7
+#define GENERAL_PROTECTION 13
 #define PAGE_FAULT 14
 #define PF_PRESENT_WRITE 3
 #define PF_USER 4
@@ -46,6 +49,7 @@
 #define HYPERCALL_MULTICALL 13
 #define HYPERCALL_UPDATE_VA_MAPPING 14
 #define HYPERCALL_IRET 23
+#define HYPERCALL_VCPU_OP 24
 #define HYPERCALL_SET_SEGMENT_BASE 25
 #define HYPERCALL_MMUEXT_OP 26
 #define SEGBASE_FS 0
@@ -54,13 +58,15 @@
 #define CALLBACK_SYSCALL 2
 
 #define MOST_CALLS 1024
+#define CLI 0xFA
+#define STI 0xFB
 
 /* Sizes and offsets, which native_exits.py compares with its own. */
 const uint32_t xenolith_layout[] = {
     sizeof(struct machine), sizeof(struct vcpu), sizeof(struct domain), sizeof(struct gate), sizeof(struct callback),
     sizeof(struct processor), offsetof(struct machine, current), offsetof(struct machine, hypercall_counts), offsetof(struct machine, reschedule),
     offsetof(struct vcpu, info_maddr), offsetof(struct vcpu, kernel_mode), offsetof(struct vcpu, callbacks),
-    offsetof(struct vcpu, hypercalls), offsetof(struct vcpu, traps),
+    offsetof(struct vcpu, hypercalls), offsetof(struct vcpu, traps), offsetof(struct domain, vcpus),
 };
 
 /* The same of the processor, which the engine compares. */
@@ -377,6 +383,12 @@ static void leave_rest(struct machine *m, uint32_t done)
     s->regs[RSI] = (uint32_t)s->regs[RSI] - done;
 }
 
+/* Linux asks for thousands of vCPUs whether they are there. */
+static bool is_for_nobody(const struct vcpu *v, const uint64_t call[5])
+{
+    return call[0] == HYPERCALL_VCPU_OP && v->domain->vcpus && (uint32_t)call[2] >= v->domain->vcpus;
+}
+
 static bool hypercall(struct machine *m, struct vcpu *v)
 {
     struct cpu_state *s = m->processor.state;
@@ -386,7 +398,10 @@ static bool hypercall(struct machine *m, struct vcpu *v)
     bool done = false;
     if (m->traced)
         return false;
-    if (call[0] == HYPERCALL_IRET) {
+    if (is_for_nobody(v, call) && !event_follows(info, info[UPCALL_MASK])) {
+        s->regs[RAX] = -(uint64_t)ENOENT;
+        done = true;
+    } else if (call[0] == HYPERCALL_IRET) {
         done = iret(m, v);
     } else if (!event_follows(info, info[UPCALL_MASK])) {
         if (call[0] == HYPERCALL_MULTICALL && (uint32_t)call[2] <= MOST_CALLS) {
@@ -456,12 +471,31 @@ static bool no_device(struct machine *m, struct vcpu *v, const struct interrupte
     return true;
 }
 
+/* emulate.privileged, for CLI and STI, which do nothing: a guest's events are masked elsewhere. */
+static bool interrupt_flag(struct machine *m, struct vcpu *v)
+{
+    struct cpu_state *s = m->processor.state;
+    const uint8_t *info = info_of(m, v);
+    uint8_t least = v->kernel_mode ? !(v->domain->vm_assist >> ASSIST_ARCHITECTURAL_IOPL & 1) : 3;
+    uint64_t code = walk(m, v->kernel_mode ? v->kernel_root : v->user_root, s->rip, PRESENT);
+    if (*m->processor.error_code || v->iopl < least || code == NOWHERE || event_follows(info, info[UPCALL_MASK]))
+        return false;
+    if (m->ram[code] != CLI && m->ram[code] != STI)
+        return false;
+    s->rip += 1;
+    return true;
+}
+
 /* An exception. Returns whether Python has nothing to do. */
 bool xenolith_exception_done(struct machine *m, uint32_t vector)
 {
     struct vcpu *v = m->current;
     struct cpu_state *s = m->processor.state;
-    if (!v || (vector != PAGE_FAULT && vector != NO_DEVICE) || *m->processor.is_software || !is_ordinary(m, v))
+    if (!v || *m->processor.is_software || !is_ordinary(m, v))
+        return false;
+    if (vector == GENERAL_PROTECTION)
+        return interrupt_flag(m, v);
+    if (vector != PAGE_FAULT && vector != NO_DEVICE)
         return false;
     struct interrupted from = {
         .rcx = s->regs[RCX], .r11 = s->regs[R11], .rip = s->rip, .flags = flags_of(&m->processor),

@@ -93,6 +93,7 @@ class Lifecycle:
         self._require_frames(-(-domain.max_vcpus // _VCPUS_PER_TABLE))
         for number in range(domain.max_vcpus):
             domain.vcpus.append(self._create_vcpu(domain, number))
+        domain.vcpu_count = len(domain.vcpus)
 
     def _create_vcpu(self, domain: Domain, number: int) -> Vcpu:
         hv = self._hv

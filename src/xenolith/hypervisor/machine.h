@@ -38,6 +38,7 @@ struct hypercalls {
 
 struct domain {
     int32_t domid;
+    uint32_t vcpus;     /* how many there are, 0 if that is not settled */
     uint64_t vm_assist;
 };
 

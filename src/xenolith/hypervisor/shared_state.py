@@ -88,11 +88,12 @@ class _Individual(Structure):
 
 
 class DomainState(_Individual):
-    """Of a domain."""
+    """Of a domain. `vcpu_count` is 0 as long as it has no vCPUs."""
 
     domid: int
+    vcpu_count: int
     vm_assist: int
-    _fields_: ClassVar = [("domid", c_int32), ("vm_assist", c_uint64)]
+    _fields_: ClassVar = [("domid", c_int32), ("vcpu_count", c_uint32), ("vm_assist", c_uint64)]
 
 
 class VcpuState(_Individual):
@@ -179,5 +180,6 @@ LAYOUT: Final = (
     sizeof(Processor),
     *(getattr(MachineState, name).offset for name in ("current", "hypercall_counts", "reschedule")),
     *(getattr(VcpuState, name).offset for name in ("info_maddr", "kernel_mode", "callbacks_", "hypercalls_", "traps_")),
+    DomainState.vcpu_count.offset,  # type: ignore[attr-defined]
 )
 """What exits.c must have compiled to as well."""

@@ -17,6 +17,7 @@ from xenolith.abi.hypercalls import (
     HYPERVISOR_iret,
     HYPERVISOR_set_segment_base,
     HYPERVISOR_stack_switch,
+    HYPERVISOR_vcpu_op,
     HYPERVISOR_xen_version,
 )
 from xenolith.abi.traps import CALLBACKTYPE_event, CALLBACKTYPE_nmi, CALLBACKTYPE_syscall
@@ -51,7 +52,8 @@ from xenolith.hypervisor.shared_state import Callback, Gate
 
 pytestmark = pytest.mark.skipif(COMPILED.missing() is not None, reason=f"no native helper: {COMPILED.missing()}")
 
-NO_DEVICE, PAGE_FAULT = 7, 14
+NO_DEVICE, PROTECTION, PAGE_FAULT = 7, 13, 14
+CLI, STI, HLT = 0xFA, 0xFB, 0xF4
 USER_CS, USER_SS, READ_ONLY, ABSENT, LDT = 0x33, 0x2B, 0x3B, 0x43, 0x0F
 UNMAPPED, HOLE, HYPERVISOR = 0x7000_0000_0000, 0x8000_0000_0000, 0xFFFF_8200_0000_0000
 
@@ -91,13 +93,13 @@ def place(guest: Guest, where: tuple[str, int]) -> int:
 @st.composite
 def scenarios(draw: st.DrawFn) -> dict[str, Any]:
     return {
-        "vector": draw(st.sampled_from([None] * 5 + [PAGE_FAULT] * 3 + [NO_DEVICE, 13])),
+        "vector": draw(st.sampled_from([None] * 5 + [PAGE_FAULT] * 3 + [NO_DEVICE, PROTECTION, PROTECTION])),
         "kernel_mode": draw(st.booleans()),
         "number": draw(
             st.sampled_from(
                 [HYPERVISOR_iret] * 6
                 + [HYPERVISOR_stack_switch, HYPERVISOR_fpu_taskswitch]
-                + [HYPERVISOR_set_segment_base, HYPERVISOR_xen_version, 60, 1 << 40]
+                + [HYPERVISOR_set_segment_base, HYPERVISOR_vcpu_op, HYPERVISOR_xen_version, 60, 1 << 40]
             )
         ),
         "arguments": (draw(st.one_of(st.integers(0, 4), WORD)), draw(WORD)),
@@ -118,7 +120,8 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         "assist": draw(st.sampled_from([0, 1 << 2, 1 << 4, 0x3F])),
         "iopl": draw(st.integers(0, 3)),
         "has_user": not draw(RARELY),
-        "error": draw(st.integers(0, 31)),
+        "error": draw(st.one_of(st.integers(0, 31), st.just(0))),
+        "code": draw(st.sampled_from([CLI, STI, HLT])),
         "address": draw(ADDRESS),
         "breaks": draw(st.sampled_from([0x400] * 15 + [0x401])),
         "software": draw(RARELY),
@@ -134,6 +137,7 @@ def prepare(machine: Machine, scenario: dict[str, Any]) -> None:
         cpu.regs[register] = 0x1111_1111_1111_1111 * (index + 1)
     cpu.regs[RAX], cpu.regs[RDI], cpu.regs[RSI] = scenario["number"], *scenario["arguments"]
     cpu.regs[RIP], cpu.regs[RSP] = guest.va(0, 0x100), place(guest, scenario["stack"])
+    machine.ram.bytes[guest.maddr(0, 0x100)] = scenario["code"]
     cpu.flags = scenario["flags"]
     machine.exits.put_flags_off(scenario["lazy"])
     for segment, selector in zip((CS, SS), scenario["selectors"], strict=True):
@@ -147,7 +151,7 @@ def prepare(machine: Machine, scenario: dict[str, Any]) -> None:
     guest.domain.vm_assist = scenario["assist"]
     for kind in (CALLBACKTYPE_syscall, CALLBACKTYPE_event, CALLBACKTYPE_nmi):
         vcpu.callbacks[kind] = Callback(scenario["handler"] + kind if scenario["handler"] else 0, scenario["masks"])
-    for vector in (0, NO_DEVICE, 13, PAGE_FAULT):
+    for vector in (0, NO_DEVICE, PROTECTION, PAGE_FAULT):
         vcpu.traps[vector] = Gate(scenario["handler"], XEN_CS64, 3, scenario["masks"])
     at = guest.maddr(4)
     machine.ram.bytes[at : at + 2] = bytes((scenario["pending"], scenario["mask"]))
@@ -178,7 +182,7 @@ USUAL: dict[str, Any] = {
     "selectors": (USER_CS, USER_SS), "stack": ("page", 0x800), "kernel_stack": ("page", 0x900),
     "frame": (1, 2, 3, 0, 0x4000, USER_CS, IF, 0x5000, USER_SS), "pending": 0, "mask": 0, "nmi": False,
     "handler": 0x1234, "masks": True, "assist": 0x3F, "iopl": 0, "has_user": True, "error": 6, "address": ("at", 0x42),
-    "breaks": 0x400, "software": False, "reschedule": False,
+    "code": CLI, "breaks": 0x400, "software": False, "reschedule": False,
 }  # fmt: skip
 IN_KERNEL: dict[str, Any] = {"kernel_mode": True, "selectors": (XEN_CS64, XEN_SS)}
 
@@ -206,6 +210,10 @@ def was_native(machine: Machine, **changes: Any) -> bool:
         {"vector": PAGE_FAULT},
         {**IN_KERNEL, "vector": PAGE_FAULT},
         {"vector": NO_DEVICE},
+        {**IN_KERNEL, "vector": PROTECTION, "error": 0},
+        {**IN_KERNEL, "vector": PROTECTION, "error": 0, "code": STI, "assist": 0, "iopl": 1},
+        {"vector": PROTECTION, "error": 0, "iopl": 3},
+        {**IN_KERNEL, "number": HYPERVISOR_vcpu_op, "arguments": (3, 77)},
     ],
 )
 def test_what_is_common_never_gets_to_python(machine: Machine, case: dict[str, Any]) -> None:
@@ -228,7 +236,11 @@ def test_what_is_common_never_gets_to_python(machine: Machine, case: dict[str, A
         {**IN_KERNEL, "number": HYPERVISOR_set_segment_base, "arguments": (3, 0)},
         {**IN_KERNEL, "number": HYPERVISOR_xen_version},
         {**IN_KERNEL, "vector": PAGE_FAULT, "error": 7, "address": ("tables", 0)},
-        {"vector": 13},
+        {"vector": PROTECTION, "error": 0, "iopl": 2},
+        {**IN_KERNEL, "vector": PROTECTION, "error": 8},
+        {**IN_KERNEL, "vector": PROTECTION, "error": 0, "assist": 0},
+        {**IN_KERNEL, "vector": PROTECTION, "error": 0, "code": HLT},
+        {**IN_KERNEL, "number": HYPERVISOR_vcpu_op, "arguments": (3, 0)},
     ],
 )
 def test_what_is_uncommon_does(machine: Machine, case: dict[str, Any]) -> None:
