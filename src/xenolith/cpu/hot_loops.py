@@ -146,7 +146,7 @@ class HotLoops:
             return
         spans = [(at, self._read(root, at, size)) for at, size in pages(loop.spans)]
         self._make_room()
-        self._loops[address] = _Ready(loop, page, spans, self._watch(address, self._translate(root, address)))
+        self._loops[loop.head] = _Ready(loop, page, spans, self._watch(loop.head, self._translate(root, loop.head)))
 
     def _make_room(self) -> None:
         while len(self._loops) >= _MOST_LOOPS:

@@ -112,11 +112,12 @@ class _Step(NamedTuple):
 def compile_loop(head: int, decode: Decode, area: int) -> Loop | None:
     """Make code of the loop around `head`, for an area at host address `area`. None if there is none that would do.
 
-    `decode` gives the guest's instruction at an address, or None.
+    The loop's own head is where it jumps back to. `decode` gives the guest's instruction at an address, or None.
     """
     body = _find_body(head, decode)
     if not body:
         return None
+    head = _jumped_back_to(head, body)
     try:
         return _Emitter(head, body, area).loop()
     except ValueError:  # what the encoder cannot express, such as AH beside a register that needs a prefix
@@ -163,6 +164,27 @@ def _cycle(head: int, steps: dict[int, _Step]) -> dict[int, _Step]:
                 before[following].append(address)
     back = _closure(before.get(head, []), lambda address: before[address])
     return {address: steps[address] for address in sorted(back)}
+
+
+def _jumped_back_to(inside: int, body: dict[int, _Step]) -> int:
+    """Where the innermost loop around an instruction begins, if that can be told."""
+    jumps = [(at - to, to) for at, step in body.items() for to in step.next if to in body and to <= inside <= at]
+    return min(jumps)[1] if jumps else inside
+
+
+def _in_order(head: int, body: dict[int, _Step]) -> list[int]:
+    """All instructions, from `head` on, each followed by one that comes after it in the guest as far as possible."""
+    order: dict[int, None] = {}
+    waiting = [head]
+    while waiting:
+        address: int | None = waiting.pop()
+        while address is not None:
+            order[address] = None
+            following = [to for to in body[address].next if to in body and to not in order]
+            waiting += following[1:]
+            address = following[0] if following else None
+        waiting = [each for each in waiting if each not in order]
+    return list(order)
 
 
 def _closure(start: Iterable[int], following: Callable[[int], Iterable[int]]) -> set[int]:
@@ -252,7 +274,7 @@ class _Emitter:
 
     def loop(self) -> Loop:
         self._prologue()
-        order = list(self._body)
+        order = _in_order(self._head, self._body)
         for address, following in zip(order, [*order[1:], None], strict=True):
             if address in self._targets:
                 self._count(address)
@@ -318,12 +340,14 @@ class _Emitter:
     def _keep(self, step: _Step, label: int, following: int | None) -> None:
         """The guest's instruction, and a jump if what comes next in the guest does not come next here."""
         instruction = step.instruction.copy()
-        if instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
-            self._put(Instruction.create_branch(Code.JMP_REL32_64, self._place(step.next[0])), label)
-            return
+        follows = step.next[0]
         if instruction.flow_control == FlowControl.CONDITIONAL_BRANCH:
-            instruction.near_branch64 = self._place(step.next[1])
-        elif instruction.mnemonic in (Mnemonic.NOP, Mnemonic.ENDBR64):
+            target = step.next[1]
+            if target == following:
+                instruction.negate_condition_code()
+                follows, target = target, follows
+            instruction.near_branch64 = self._place(target)
+        elif instruction.mnemonic in (Mnemonic.NOP, Mnemonic.ENDBR64, Mnemonic.JMP):
             instruction = Instruction.create(Code.NOPD)
         elif step.load is not None:
             instruction.memory_base = self._loads[step.load]
@@ -337,8 +361,8 @@ class _Emitter:
                 raise ValueError("a relative address in part")
             instruction = Instruction.create_reg_u64(Code.MOV_R64_IMM64, instruction.op0_register, address)
         self._put(instruction, label)
-        if step.next[0] != following:
-            self._jump(self._place(step.next[0]))
+        if follows != following:
+            self._jump(self._place(follows))
 
     def _epilogue(self, label: int) -> None:
         for number in sorted(self._written):

@@ -97,6 +97,15 @@ def test_it_ends_as_the_emulator_would_have_ended_it(hot: Counted) -> None:
     assert sum(hot.iterations) > MANY - 10
 
 
+def test_a_loop_begins_where_it_jumps_back_to(hot: Counted) -> None:
+    """head: inc rax; jmp next; next: cmp rax, rcx; je out; jmp head; out: syscall"""
+    hot.heat("48ffc0 eb00 4839c8 7402 ebf4" + SYSCALL, at=CODE + 5)
+    assert hot.loops.heads == [CODE]
+    assert hot.run(rax=0, rcx=MANY) == [("syscall",)]
+    assert (hot["rax"], hot["rip"]) == (MANY, CODE + 14)
+    assert len(hot.iterations) == 1
+
+
 def test_a_kick_stops_it(hot: Counted) -> None:
     hot.heat(COUNT)
     hot["rip"], hot["rax"], hot["rcx"] = CODE, 0, 1 << 62
