@@ -292,7 +292,7 @@ class Machine:
             raise UserError(
                 f"{frames >> 8} MiB for {domain.name} is more than the machine has left", "give the machine more memory"
             ) from None
-        # Guests look up a page in both lists at once: pfn in theirs and mfn in the M2P. If the two were the same number,
+        # Guests look up a page in both lists at once: pfn in theirs and mfn in the M2P. If the two were the same,
         # both places would be at the same distance from 2 MiB, and keep each other out of the emulator's TLB.
         mfns = np.roll(mfns, frames // 2)
         domain.tot_frames += frames
