@@ -21,6 +21,7 @@
 #define ENTRY_WIDTH 4
 #define ENTRY_SYSCALL 0
 #define NO_DEVICE 7
+#define GENERAL_PROTECTION 13
 #define PAGE_FAULT 14
 
 /* struct NativeLoop in kvm_loop.py. */
@@ -205,13 +206,13 @@ static bool exception_done(struct kvm_cpu *c, uint32_t vector)
 {
     const struct kvm_run *run = c->run;
     const uint64_t *frame = c->stack_end - 5;
-    bool has_error = vector == PAGE_FAULT;
+    bool has_error = vector != NO_DEVICE;
     if (run->s.regs.regs.rsp != c->stack_top - 40 - 8 * has_error)
         return false;
     uint64_t rip = frame[0], code = frame[1], flags = frame[2], rsp = frame[3], stack = frame[4];
     if ((code & 3) != 3)
         return false;
-    if (has_error && rip == c->engine->syscall_entry) /* a software KVM enters by SYSCALL without leaving CPL 3 */
+    if (vector == PAGE_FAULT && rip == c->engine->syscall_entry) /* a software KVM enters by SYSCALL without leaving CPL 3 */
         return syscall_done(c, rsp);
     if (code != c->code.selector || stack != c->stack.selector)
         return false;
@@ -232,7 +233,7 @@ bool xenolith_kvm_done(struct kvm_cpu *c)
         return false;
     if (run->io.size == ENTRY_WIDTH)
         done = run->io.port == ENTRY_SYSCALL && syscall_done(c, run->s.regs.regs.rsp);
-    else if (run->io.port == PAGE_FAULT || run->io.port == NO_DEVICE)
+    else if (run->io.port == PAGE_FAULT || run->io.port == NO_DEVICE || run->io.port == GENERAL_PROTECTION)
         done = exception_done(c, run->io.port);
     if (done)
         enter(c);
