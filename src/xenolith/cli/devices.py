@@ -8,7 +8,6 @@ from typing import Any, Final
 import click
 
 from xenolith.cli.remote import ask, domain_argument, json_option, machine_option, pack, show
-from xenolith.cli.terminal import print_json
 
 _Columns = list[tuple[str, Callable[[dict[str, Any]], str], str]]
 _BLOCK: Final[_Columns] = [
@@ -65,10 +64,7 @@ def _list(name: str, kind: str, what: str, columns: _Columns) -> click.Command:
     @machine_option
     def command(domain: str, as_json: bool, machine: str) -> None:
         rows = ask(machine, "devices", domain=domain, kind=kind)
-        if as_json:
-            print_json(rows)
-        else:
-            show(rows, columns)
+        show(rows, columns, as_json)
 
     return command
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 import click
 
 from xenolith.cli.remote import ask, domain_argument, json_option, machine_option, optional_domain, show
-from xenolith.cli.terminal import print_json
 
 
 @click.command("list")
@@ -23,9 +22,6 @@ def list_(domain: str | None, with_uuid: bool, as_json: bool, machine: str) -> N
     State: r running, b blocked, p paused, s shut down, c crashed, d dying.
     """
     rows = ask(machine, "list", domain=domain)
-    if as_json:
-        print_json(rows)
-        return
     columns = [
         ("Name", lambda row: row["name"], "bold cyan"),
         ("ID", lambda row: str(row["domid"]), ""),
@@ -36,7 +32,7 @@ def list_(domain: str | None, with_uuid: bool, as_json: bool, machine: str) -> N
     ]
     if with_uuid:
         columns.append(("UUID", lambda row: row["uuid"], "dim"))
-    show(rows, columns)
+    show(rows, columns, as_json)
 
 
 def _simple(name: str, sentence: str, verb: str = "") -> click.Command:
@@ -97,9 +93,6 @@ def domname(domain: str, machine: str) -> None:
 def uptime(domain: str | None, as_json: bool, machine: str) -> None:
     """Print for how long domains have run."""
     rows = [row for row in ask(machine, "uptime") if domain in (None, row["name"], str(row["domid"]))]
-    if as_json:
-        print_json(rows)
-        return
     show(
         rows,
         [
@@ -107,6 +100,7 @@ def uptime(domain: str | None, as_json: bool, machine: str) -> None:
             ("ID", lambda row: str(row["domid"]), ""),
             ("Uptime", lambda row: str(datetime.timedelta(seconds=int(row["uptime_s"]))), ""),
         ],
+        as_json,
     )
 
 
@@ -117,9 +111,6 @@ def uptime(domain: str | None, as_json: bool, machine: str) -> None:
 def vcpu_list(domain: str | None, as_json: bool, machine: str) -> None:
     """List the vCPUs of all domains, or of DOMAIN."""
     rows = ask(machine, "vcpu-list", domain=domain)
-    if as_json:
-        print_json(rows)
-        return
     show(
         rows,
         [
@@ -131,6 +122,7 @@ def vcpu_list(domain: str | None, as_json: bool, machine: str) -> None:
             ("Time(s)", lambda row: f"{row['time_s']:.1f}", ""),
             ("Affinity (Hard / Soft)", lambda row: row["affinity"], "dim"),
         ],
+        as_json,
     )
 
 
@@ -186,9 +178,7 @@ def sched_credit2(domain: str | None, weight: int | None, cap: int | None, as_js
     if domain is None and (weight is not None or cap is not None):
         raise click.UsageError("name a --domain to set its weight or cap")
     rows = ask(machine, "sched-credit2", domain=domain, weight=weight, cap=cap)
-    if as_json:
-        print_json(rows)
-    elif weight is None and cap is None:
+    if as_json or (weight is None and cap is None):
         show(
             rows,
             [
@@ -197,6 +187,7 @@ def sched_credit2(domain: str | None, weight: int | None, cap: int | None, as_js
                 ("Weight", lambda row: str(row["weight"]), ""),
                 ("Cap", lambda row: str(row["cap"]), ""),
             ],
+            as_json,
         )
 
 

@@ -25,9 +25,6 @@ def machines(as_json: bool) -> None:
             rows.append({**ask(place.name, "info"), "name": place.name, "directory": str(place.path)})
         except UserError as error:
             rows.append({"name": place.name, "directory": str(place.path), "trouble": error.message})
-    if as_json:
-        print_json(rows)
-        return
     show(
         rows,
         [
@@ -37,6 +34,7 @@ def machines(as_json: bool) -> None:
             ("Free(MiB)", lambda row: str(row.get("free_memory_mib", "?")), ""),
             ("Directory", lambda row: row["directory"], "dim"),
         ],
+        as_json,
     )
 
 
@@ -143,9 +141,6 @@ def service() -> None:
 def service_list(as_json: bool, machine: str) -> None:
     """List the native domains, and how often each was started."""
     rows = ask(machine, "services")
-    if as_json:
-        print_json(rows)
-        return
     show(
         rows,
         [
@@ -155,6 +150,7 @@ def service_list(as_json: bool, machine: str) -> None:
             ("Starts", lambda row: str(row["starts"]), ""),
             ("Last failure", lambda row: (row["last_failure"].strip().splitlines() or [""])[-1], "red"),
         ],
+        as_json,
     )
 
 

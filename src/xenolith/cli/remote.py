@@ -65,10 +65,15 @@ def ask(machine: str, verb: str, **arguments: Any) -> Any:
         return call(place(machine), verb, told, **arguments)
 
 
-def show(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, Callable[[dict[str, Any]], str], str]]) -> None:
-    """A table: for each column its title, what it says of a row, and its style on a terminal."""
-    from xenolith.cli.terminal import print_table
+def show(
+    rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, Callable[[dict[str, Any]], str], str]], as_json: bool
+) -> None:
+    """A table, or JSON: for each column its title, what it says of a row, and its style on a terminal."""
+    from xenolith.cli.terminal import print_json, print_table
 
+    if as_json:
+        print_json(rows)
+        return
     titles, texts, styles = zip(*columns, strict=True)
     print_table(titles, [[text(row) for text in texts] for row in rows], styles)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.services.bench import Services
+from tests.unit.services.frontend import Frontend
 from xenolith.abi.io.blkif import (
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
@@ -34,53 +35,14 @@ SIZE = 1 << 20
 DEVICE = 51712
 
 
-class Guest:
-    """A domain with a disk: its store directory, and a ring with one request at a time."""
+class Guest(Frontend):
+    """A domain with a disk: a ring with one request at a time."""
 
     def __init__(self, services: Services, name: str = "guest", **back: str | int) -> None:
-        self.services = services
-        self.context = services.domain(name)
-        self.kernel = self.context.kernel
-        self.backend_domid = services.supervisor.running["block"].kernel.domid
-        self.front = f"/local/domain/{self.kernel.domid}/device/vbd/{DEVICE}"
-        self.back = f"/local/domain/{self.backend_domid}/backend/vbd/{self.kernel.domid}/{DEVICE}"
+        super().__init__(services, "block", "vbd", DEVICE, name)
         self.events = 0
         self.done = 0
-        self._make(back)
-
-    def _make(self, back: dict[str, str | int]) -> None:
-        store = self.services.toolstack.store
-
-        async def make() -> None:
-            await store.write(f"{self.front}/state", XenbusStateInitialising)
-            await store.set_permissions(self.front, [f"n{self.kernel.domid}", f"r{self.backend_domid}"])
-            await store.set_permissions(f"{self.front}/state", [f"n{self.kernel.domid}", f"r{self.backend_domid}"])
-            await store.make(self.back)
-            await store.set_permissions(self.back, [f"n{self.backend_domid}", f"r{self.kernel.domid}"])
-            for name, value in back.items():
-                await store.write(f"{self.back}/{name.replace('__', '/').replace('_', '-')}", value)
-            await store.write(f"{self.back}/online", 1)
-            await store.write(f"{self.back}/frontend", self.front)
-
-        self.services.do(self.services.toolstack, make())
-        self.services.turn()
-
-    def says(self, **values: str | int) -> None:
-        """Write into the frontend's directory."""
-
-        async def write() -> None:
-            for name, value in values.items():
-                await self.context.store.write(f"{self.front}/{name.replace('_', '-')}", value)
-
-        self.services.do(self.context, write())
-        self.services.turn()
-
-    def back_node(self, name: str) -> str:
-        return self.services.read(f"{self.back}/{name}")
-
-    @property
-    def back_state(self) -> int:
-        return int(self.back_node("state") or 0)
+        self.offer({name.replace("__", "/").replace("_", "-"): value for name, value in back.items()})
 
     def connect(self, **more: str | int) -> None:
         """What a frontend does when the back end waits for it."""

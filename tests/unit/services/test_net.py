@@ -12,6 +12,7 @@ import pytest
 from tests.unit.backends.net.frames import is_right, tcp
 from tests.unit.backends.net.frontend import HEAD, Slot
 from tests.unit.services.bench import Services
+from tests.unit.services.frontend import Frontend
 from xenolith.abi.io.netif import XEN_NETIF_GSO_TYPE_TCPV4, NETTXF_csum_blank, NETTXF_extra_info, NETTXF_more_data
 from xenolith.abi.io.ring import Sring
 from xenolith.abi.io.xenbus import (
@@ -53,52 +54,16 @@ class Half:
         return found
 
 
-class Guest:
+class Guest(Frontend):
     """A domain with a network device."""
 
     def __init__(self, services: Services, name: str, **back: str | int) -> None:
-        self.services = services
-        self.context = services.domain(name)
-        self.kernel = self.context.kernel
-        self.backend_domid = services.supervisor.running["net"].kernel.domid
-        self.front = f"/local/domain/{self.kernel.domid}/device/vif/0"
-        self.back = f"/local/domain/{self.backend_domid}/backend/vif/{self.kernel.domid}/0"
+        super().__init__(services, "net", "vif", 0, name)
         self.mac = bytes((0, 0x16, 0x3E, 0, 0, self.kernel.domid))
         self.events = 0
         self.pages: list[Page] = []
-        self._make({"bridge": "xenbr0", "mac": self.mac.hex(":"), "mtu": 1500, **back})
-
-    def _make(self, back: dict[str, str | int]) -> None:
-        store = self.services.toolstack.store
-
-        async def make() -> None:
-            await store.write(f"{self.front}/state", XenbusStateInitialising)
-            for path in (self.front, f"{self.front}/state"):
-                await store.set_permissions(path, [f"n{self.kernel.domid}", f"r{self.backend_domid}"])
-            await store.make(self.back)
-            await store.set_permissions(self.back, [f"n{self.backend_domid}", f"r{self.kernel.domid}"])
-            for name, value in back.items():
-                await store.write(f"{self.back}/{name.replace('__', '/')}", value)
-            await store.write(f"{self.back}/online", 1)
-            await store.write(f"{self.back}/frontend", self.front)
-
-        self.services.do(self.services.toolstack, make())
-        self.services.turn()
-
-    def says(self, place: str = "", **values: str | int) -> None:
-        async def write() -> None:
-            for name, value in values.items():
-                await self.context.store.write(f"{self.front}/{place}{name.replace('_', '-')}", value)
-
-        self.services.do(self.context, write())
-        self.services.turn()
-
-    def back_node(self, name: str) -> str:
-        return self.services.read(f"{self.back}/{name}")
-
-    @property
-    def back_state(self) -> int:
-        return int(self.back_node("state") or 0)
+        given = {name.replace("__", "/"): value for name, value in back.items()}
+        self.offer({"bridge": "xenbr0", "mac": self.mac.hex(":"), "mtu": 1500, **given})
 
     def connect(self, pages: int = 6, split: bool = True, **more: str | int) -> None:
         self.tx, self.rx = Half(self, 12), Half(self, 8)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.backends.ninepfs.client import ROOT, UID, Refused, message, payload
 from tests.unit.services.bench import Services
+from tests.unit.services.frontend import Frontend
 from xenolith.abi.io.ninepfs import Xen9pfsDataIntf
 from xenolith.abi.io.xenbus import (
     XenbusStateClosed,
@@ -59,45 +60,12 @@ class FrontRing:
         return ring[at : at + size]
 
 
-class Guest:
-    """A domain with a share: its store directory, and rings."""
+class Guest(Frontend):
+    """A domain with a share: its rings."""
 
     def __init__(self, services: Services, **back: str | int) -> None:
-        self.services = services
-        self.context = services.domain("guest")
-        self.kernel = self.context.kernel
-        self.backend_domid = services.supervisor.running["9p"].kernel.domid
-        self.front = f"/local/domain/{self.kernel.domid}/device/9pfs/0"
-        self.back = f"/local/domain/{self.backend_domid}/backend/9pfs/{self.kernel.domid}/0"
-        services.do(services.toolstack, self._make(back))
-        services.turn()
-
-    async def _make(self, back: dict[str, str | int]) -> None:
-        store = self.services.toolstack.store
-        await store.write(f"{self.front}/state", XenbusStateInitialising)
-        for path in (self.front, f"{self.front}/state"):
-            await store.set_permissions(path, [f"n{self.kernel.domid}", f"r{self.backend_domid}"])
-        await store.make(self.back)
-        await store.set_permissions(self.back, [f"n{self.backend_domid}", f"r{self.kernel.domid}"])
-        for name, value in {**back, "online": 1, "frontend": self.front}.items():
-            await store.write(f"{self.back}/{name}", value)
-
-    def says(self, **values: str | int) -> None:
-        """Write into the frontend's directory."""
-
-        async def write() -> None:
-            for name, value in values.items():
-                await self.context.store.write(f"{self.front}/{name.replace('_', '-')}", value)
-
-        self.services.do(self.context, write())
-        self.services.turn()
-
-    def back_node(self, name: str) -> str:
-        return self.services.read(f"{self.back}/{name}")
-
-    @property
-    def back_state(self) -> int:
-        return int(self.back_node("state") or 0)
+        super().__init__(services, "9p", "9pfs", 0, "guest")
+        self.offer(back)
 
     def connect(self, rings: int = 2, **more: str | int) -> None:
         """What a frontend does when the back end waits for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.store.support import OWNER, Client, guest, refusal, tools
+from tests.unit.store.support import Client, guest, refusal
 from xenolith.abi.io.xs_wire import (
     XS_CONTROL,
     XS_GET_DOMAIN_PATH,
@@ -23,21 +23,6 @@ from xenolith.abi.io.xs_wire import (
 )
 from xenolith.store.server import FEATURES, Store
 from xenolith.store.wire import XS_GET_FEATURE, XS_GET_QUOTA, XS_SET_FEATURE, XS_SET_QUOTA
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store(OWNER)
-
-
-@pytest.fixture
-def dom0(store: Store) -> Client:
-    return tools(store)
-
-
-@pytest.fixture
-def domu(store: Store) -> Client:
-    return guest(store, 5)
 
 
 def limit(dom0: Client, name: str, value: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.store.support import OWNER, Client, guest, refusal, tools
+from tests.unit.store.support import Client, guest, refusal, tools
 from xenolith.abi.io.xs_wire import (
     XS_READ,
     XS_RESET_WATCHES,
@@ -14,11 +14,6 @@ from xenolith.abi.io.xs_wire import (
     XS_WRITE,
 )
 from xenolith.store.server import Store
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store(OWNER)
 
 
 @pytest.fixture

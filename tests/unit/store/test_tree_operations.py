@@ -4,24 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.store.support import OWNER, Client, guest, refusal, tools
+from tests.unit.store.support import Client, guest, refusal
 from xenolith.abi.io.xs_wire import XS_DIRECTORY, XS_DIRECTORY_PART, XS_MKDIR, XS_READ, XS_RM, XS_SET_PERMS, XS_WRITE
 from xenolith.store.server import Store
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store(OWNER)
-
-
-@pytest.fixture
-def dom0(store: Store) -> Client:
-    return tools(store)
-
-
-@pytest.fixture
-def domu(store: Store) -> Client:
-    return guest(store, 5)
 
 
 def test_a_value_is_read_as_it_was_written(dom0: Client) -> None:

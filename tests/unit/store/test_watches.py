@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.store.support import OWNER, Client, guest, refusal, tools
+from tests.unit.store.support import Client, guest, refusal, tools
 from xenolith.abi.io.xs_wire import (
     XS_RESET_WATCHES,
     XS_SET_PERMS,
@@ -15,21 +15,6 @@ from xenolith.abi.io.xs_wire import (
 )
 from xenolith.store.server import Store
 from xenolith.store.wire import XS_SET_FEATURE, Message
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store(OWNER)
-
-
-@pytest.fixture
-def dom0(store: Store) -> Client:
-    return tools(store)
-
-
-@pytest.fixture
-def domu(store: Store) -> Client:
-    return guest(store, 5)
 
 
 def test_a_watch_begins_with_an_event_whether_there_is_a_node_or_not(dom0: Client) -> None:
