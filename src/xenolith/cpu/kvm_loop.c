@@ -99,6 +99,7 @@ static void make_current(struct kvm_cpu *c)
     p->old_exception = &old_exception;
     p->root = &c->root;
     p->set_root = set_root;
+    p->uncommon_flags = FLAG_TF; /* and all faults have RF */
     p->processor = c;
     p->flush = flush;
     p->flush_page = flush_page;

@@ -9,7 +9,9 @@
 
 #define FLAGS_ARITHMETIC 0x8D5u
 #define FLAG_FIXED (1u << 1)
+#define FLAG_TF (1u << 8)
 #define FLAG_DF (1u << 10)
+#define FLAG_RF (1u << 16)
 #define CC_OP_EFLAGS 1
 #define SYSCALL_LENGTH 2
 
@@ -62,6 +64,7 @@ struct processor {
     void (*mapping_removed)(void *processor, uint64_t mfn); /* NULL where the engine need not be told */
     void (*syscall)(void);              /* the engine's own hooks, */
     void (*exception)(void *, uint32_t);/* for everything that native code leaves alone */
+    uint64_t uncommon_flags;            /* an exit with one of them is the engine's */
     struct rest rest;
 };
 

@@ -38,6 +38,7 @@ class Processor(Structure):
         ("mapping_removed", c_void_p),
         ("syscall", c_void_p),
         ("exception", c_void_p),
+        ("uncommon_flags", c_uint64),
         ("rest", Rest),
     ]
 

@@ -784,6 +784,7 @@ class UnicornEngine:
         processor.is_software = state + self._is_int_at * 4
         processor.old_exception = state + self._old_at * 4
         processor.root = ctypes.addressof(self._cr3)
+        processor.uncommon_flags = _TF_RF
         processor.arithmetic_flags = ctypes.cast(arithmetic_flags, ctypes.c_void_p)
         processor.set_root = ctypes.cast(set_root, ctypes.c_void_p)
         processor.processor = self._cpu_pointer

@@ -5,11 +5,9 @@
 
 #include "machine.h"
 
-#define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
 #define FLAG_IOPL (3u << 12)
 #define FLAG_NT (1u << 14)
-#define FLAG_RF (1u << 16)
 #define FLAG_VM (1u << 17)
 #define FLAG_AC (1u << 18)
 #define FLAG_ID (1u << 21)
@@ -132,7 +130,7 @@ static bool is_writable_data(uint64_t descriptor)
 static bool is_ordinary(const struct machine *m, const struct vcpu *v)
 {
     const struct processor *p = &m->processor;
-    return !m->reschedule && !v->nmi_pending && !(p->debug[7] & 0xFF) && !(p->state->eflags & (FLAG_TF | FLAG_RF));
+    return !m->reschedule && !v->nmi_pending && !(p->debug[7] & 0xFF) && !(p->state->eflags & p->uncommon_flags);
 }
 
 static uint8_t *info_of(const struct machine *m, const struct vcpu *v)
@@ -258,7 +256,7 @@ static bool iret(struct machine *m, struct vcpu *v)
     bool to_user = (frame.code & 3) == 3;
     uint32_t code = (frame.code & 0xFFFF) | 3, stack = (frame.stack & 0xFFFF) | 3;
     uint8_t mask = frame.flags & FLAG_IF ? 0 : 1;
-    if ((to_user && !v->user_root) || frame.flags & (FLAG_TF | FLAG_RF) || event_follows(info, mask))
+    if ((to_user && !v->user_root) || frame.flags & m->processor.uncommon_flags || event_follows(info, mask))
         return false;
     if (code != XEN_CS64 || selector(s, CS) != code) {
         if (code & IN_LDT || !is_code(code_descriptor = descriptor(m, v, code)))
@@ -279,7 +277,7 @@ static bool iret(struct machine *m, struct vcpu *v)
     }
     s->rip = frame.rip - SYSCALL_LENGTH;
     s->regs[RSP] = frame.rsp;
-    set_flags(s, (frame.flags & (FLAGS_ARITHMETIC | FLAG_DF | FLAG_NT | FLAG_AC | FLAG_ID)) | FLAG_FIXED | FLAG_IF);
+    set_flags(s, (frame.flags & (FLAGS_ARITHMETIC | FLAG_DF | FLAG_NT | FLAG_RF | FLAG_AC | FLAG_ID)) | FLAG_FIXED | FLAG_IF);
     if (code != XEN_CS64 || selector(s, CS) != code)
         load_segment(s, CS, code, code_descriptor, false);
     if (stack != selector(s, SS))

@@ -247,6 +247,17 @@ def test_what_is_uncommon_does(machine: Machine, case: dict[str, Any]) -> None:
     assert not was_native(machine, **case)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"vector": PAGE_FAULT, "flags": IF | RF},
+        {**IN_KERNEL, "number": HYPERVISOR_iret, "frame": (1, 2, 3, 0, 0x4000, USER_CS, IF | RF, 0x5000, USER_SS)},
+    ],
+)
+def test_rf_is_common_where_processors_set_it_at_faults(machine: Machine, case: dict[str, Any]) -> None:
+    assert was_native(machine, **case) == (machine.engine.name == "kvm")
+
+
 def test_hypercalls_are_pythons_while_they_are_traced(machine: Machine) -> None:
     case = {**IN_KERNEL, "number": HYPERVISOR_stack_switch}
     machine.state.traced = True
