@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.boot.command_line import XENOLITH
+from tests.patience import PATIENCE
 
 _LIMIT_S: Final = 120.0
 _PROMPT: Final = "guest:~# "
@@ -35,7 +36,7 @@ class Background:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=limit_s,
+            timeout=limit_s * PATIENCE,
         )
 
     def do(self, *arguments: str | Path, limit_s: float = _LIMIT_S) -> str:
@@ -70,7 +71,7 @@ class Background:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def wait(self, condition: Callable[[], object], what: str, limit_s: float = _LIMIT_S) -> None:
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + limit_s * PATIENCE
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not come\n{self.log}"
             time.sleep(0.1)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tests.patience import PATIENCE
+
 XENOLITH: Final = Path(sys.executable).with_name("xenolith")
 _LIMIT_S: Final = 240.0
 
@@ -51,7 +53,7 @@ class Started:
 
     def wait_for(self, text: str, limit_s: float = _LIMIT_S) -> None:
         """Wait until a line of output contains `text`."""
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + limit_s * PATIENCE
         while not any(text in line for _, line in list(self.lines)):
             assert time.monotonic() < deadline, f"'{text}' did not come"
             assert self.process.poll() is None, f"it ended before '{text}' came"
@@ -86,7 +88,7 @@ def run(
         try:
             if meanwhile is not None:
                 meanwhile(started)
-            status = process.wait(limit_s)
+            status = process.wait(limit_s * PATIENCE)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None

@@ -11,6 +11,7 @@ import pytest
 
 from tests.boot.command_line import XENOLITH
 from tests.boot.dom0 import PRESET, Dom0, dom0, make_ramdisk, require_dom0
+from tests.patience import PATIENCE
 
 _CYCLES = 10
 _HELD = "xl debug-keys q; xl dmesg | tail -8"
@@ -191,7 +192,7 @@ def test_without_control_there_is_no_making_of_guests(tmp_path: Path, ramdisk: P
     """The same control domain without that capability comes to its prompt; xl says that it may not."""
     description = tmp_path / "machine.toml"
     description.write_text(_WITHOUT_CONTROL)
-    ended = subprocess.run([XENOLITH, "boot", description], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([XENOLITH, "boot", description], capture_output=True, text=True, timeout=120 * PATIENCE)
     assert ended.returncode == 0, ended.stderr
     assert "control_d" in ended.stdout
     assert "Operation not permitted" in ended.stdout
@@ -203,7 +204,7 @@ def test_the_other_xenstored() -> None:
     said = "xenstore-read /tool/xenstored; xl list"
     command = [XENOLITH, "boot", "--preset", "dom0", "--kernel", "debian", "--exec", said]
     command += ["--cmdline", "quiet XENSTORED=oxenstored"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120 * PATIENCE)
     assert ended.returncode == 0, ended.stderr
     assert "bin/oxenstored" in ended.stdout
     assert re.search(r"Domain-0 +0 +512", ended.stdout)
