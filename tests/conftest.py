@@ -13,6 +13,7 @@ from xenolith.machine.ram import Ram
 
 _ENGINES = "XENOLITH_TEST_ENGINES"
 WITHOUT_HELPER = "-without-helper"
+IN_RING0 = "kvm-in-ring0"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,12 +31,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test or fixture that asks for `engine` runs once on each; a module may want to run without the native helper
-    as well."""
+    """A test or fixture that asks for `engine` runs once on each; a module may want to run without the native helper,
+    or with KVM's work in ring 0, as well."""
     if "engine" in metafunc.fixturenames:
         engines = os.environ[_ENGINES].split()
+        more = []
         if getattr(metafunc.module, "WITHOUT_HELPER_TOO", False) and COMPILED.missing() is None:
-            engines += [engine + WITHOUT_HELPER for engine in engines]
+            more += [engine + WITHOUT_HELPER for engine in engines]
+        if getattr(metafunc.module, "IN_RING0_TOO", False) and "kvm" in engines:
+            more.append(IN_RING0)
+        engines += more
         metafunc.parametrize("engine", engines, scope="module")
 
 

@@ -12,6 +12,7 @@ from tests.guest.pvguest import PvGuest, TestMachine, is_native
 from tests.guest.second_vcpu import start_second
 from xenolith.cpu.compiled import SWITCH
 from xenolith.cpu.engine import LACKING
+from xenolith.cpu.kvm import KvmEngine
 
 Starter = Callable[..., PvGuest]
 
@@ -25,11 +26,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> TestImage:
 
 
 def make_machine(image: TestImage, engine: str) -> TestMachine:
-    """A machine on an engine, or on one whose every exit is handled by Python."""
-    name, _, without_helper = engine.partition("-")
+    """A machine on an engine: as it is, or one whose every exit is handled by Python, or that does what it can in
+    ring 0."""
+    name, _, variant = engine.partition("-")
     with pytest.MonkeyPatch.context() as patch:
-        if without_helper:
+        if variant == "without-helper":
             patch.setenv(SWITCH, "0")
+        elif variant == "in-ring0":
+            patch.setattr(KvmEngine, "works_in_ring0", True)
         return TestMachine(image, name)
 
 

@@ -278,10 +278,10 @@ class PvGuest:
         result = self.hypercall(HYPERVISOR_mmu_update, requests, len(pairs), done, domid)
         return result, self.word(done)
 
-    def mmuext(self, command: int, arg1: int = 0, arg2: int = 0, domid: int = DOMID_SELF) -> int:
+    def mmuext(self, command: int, arg1: int = 0, arg2: int = 0, domid: int = DOMID_SELF, vcpu: int = 0) -> int:
         """One operation of mmuext_op."""
         operation = self.arguments(struct.pack("<QQQ", command, arg1, arg2))
-        return self.hypercall(HYPERVISOR_mmuext_op, operation, 1, 0, domid)
+        return self.hypercall(HYPERVISOR_mmuext_op, operation, 1, 0, domid, vcpu=vcpu)
 
     def pin(self, level: int, mfn: int, domid: int = DOMID_SELF) -> int:
         return self.mmuext(MMUEXT_PIN_L1_TABLE + level - 1, mfn, domid=domid)
@@ -297,8 +297,8 @@ class PvGuest:
         self.write_words(vaddr, *words)
         return self.protect(vaddr)
 
-    def make_user_space(self, first_page: int) -> None:
-        """Make an address space for user mode out of four playground pages, and let it be the user root.
+    def make_user_space(self, first_page: int) -> int:
+        """Make an address space for user mode out of four playground pages, and let it be the user root. Its frame.
 
         The user routines are at USER_CODE, two writable pages (the first two of the playground) at USER_DATA.
         """
@@ -310,6 +310,7 @@ class PvGuest:
         root = self.table(first_page + 3, {0: entry})
         assert self.pin(4, root) == 0
         assert self.mmuext(MMUEXT_NEW_USER_BASEPTR, root) == 0
+        return root
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -341,11 +342,18 @@ class PvGuest:
 
     def user(self, routine: str | int, *arguments: int, stack: int = USER_STACK) -> Outcome:
         """Run a user routine until it makes a system call (vector USER_SYSCALL) or faults."""
-        address = routine
-        if isinstance(routine, str):
-            address = USER_CODE + self.symbols[routine] - self.symbols["user_text"]
-        self.write_words(self.symbols["step_0"] + 136, stack)
-        return self.step(_USER, int(address), arguments, 0)
+        self.begin_user(routine, *arguments, stack=stack)
+        return self.finish()
+
+    def begin_user(self, routine: str | int, *arguments: int, stack: int = USER_STACK, vcpu: int = 0) -> None:
+        """Let a user routine start, and do not wait for it."""
+        address = self.user_address(routine) if isinstance(routine, str) else routine
+        self.write_words(self.symbols[f"step_{vcpu}"] + 136, stack)
+        self._prepare(_USER, address, arguments, vcpu)
+
+    def user_address(self, routine: str) -> int:
+        """Where user mode finds a routine."""
+        return USER_CODE + self.symbols[routine] - self.symbols["user_text"]
 
     def begin(self, routine: str, *arguments: int, vcpu: int = 0) -> None:
         """Let a routine of the kernel start, and do not wait for it."""

@@ -39,6 +39,7 @@ from xenolith.abi.physdev import PHYSDEVOP_set_iopl, PhysdevSetIopl
 from xenolith.abi.traps import CallbackRegister, CALLBACKTYPE_event, CALLBACKTYPE_sysenter
 
 WITHOUT_HELPER_TOO = True
+IN_RING0_TOO = True
 
 DIVIDE, DEBUG, BREAKPOINT, UNDEFINED, NO_DEVICE, GENERAL_PROTECTION, PAGE_FAULT = 0, 1, 3, 6, 7, 13, 14
 IF, TF, RF = 1 << 9, 1 << 8, 1 << 16

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from xenolith.cpu.shortcuts import Shortcuts
+    from xenolith.cpu.shortcuts import Program, Shortcuts
 
 ENGINE_SLOT: Final = 261
 """The slot of every L4 table in which an engine may have pages of its own."""
@@ -50,6 +50,11 @@ class Cpu(Protocol):
     """
 
     regs: memoryview
+    memory: memoryview | None
+    """Memory that a `Program` for ring 0 sees as well, clear at first; None where there is none."""
+
+    def show(self, maddr: int) -> None:
+        """Let that program see the page of RAM at `maddr`."""
 
     @property
     def flags(self) -> int:
@@ -159,6 +164,8 @@ class Engine(Protocol):
     """Machine addresses of the engine's own memory, which nobody may map; they are outside RAM."""
     first_slot: int
     """The lowest of the hypervisor's L4 slots (256 to 271) that guests can be given something in."""
+    memory: memoryview | None
+    """Memory that a `Program` for ring 0 sees as well; None where there is none."""
     tsc_khz: int | None
     """How fast the time stamp counter counts that guests read; None if each reading is asked of the handler."""
     forgets_code: bool
@@ -185,8 +192,10 @@ class Engine(Protocol):
     def switch_to(self, cpu: Cpu) -> None:
         """Make `cpu` the current one. The caller loads its root afterwards."""
 
-    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
-        """Tell `handler` of every exit from now on, but for those that `shortcuts` take, if the engine can ask them."""
+    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None, program: Program | None = None) -> None:
+        """Tell `handler` of every exit from now on, but for those that `shortcuts` take, if the engine can ask them, or
+        `program`, if processors can execute it.
+        """
 
     def run(self, *beside: Cpu) -> None:
         """Execute the current processor, and `beside` it others at the same time, until `stop` or `kick`.

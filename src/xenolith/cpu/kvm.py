@@ -32,6 +32,7 @@ from xenolith.cpu.kvm_entry import (
     DONE,
     ENTRY_WIDTH,
     LIST_ENTRIES,
+    STOPPED,
     SYSCALL,
     SYSENTER,
     EntryPages,
@@ -59,13 +60,15 @@ from xenolith.cpu.registers import (
     EFER_LME,
     EFER_NX,
     EFER_SCE,
+    FLAGS_FIXED,
     IF,
     NT,
     RIP,
     SS,
     TF,
 )
-from xenolith.cpu.shortcuts import Shortcuts
+from xenolith.cpu.ring0 import MAY_HAVE
+from xenolith.cpu.shortcuts import Program, Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import PAGE_SIZE, Ram
 
@@ -96,6 +99,8 @@ _FROM_TABLE: Final = 2
 _INT_N: Final = 0xCD
 _KICKED_AGAIN_S: Final = 0.01
 """A kick while an exception is being delivered lets that happen first, and the processor may then go on."""
+_RING0_IS_NATIVE_US: Final = 1.0
+"""Microseconds for nine instructions in ring 0, up to which they are executed and not interpreted."""
 _MOST_RETRIES: Final = 1000
 """Exceptions in our own code, one after another, before we take it that it does not run."""
 
@@ -111,6 +116,8 @@ class KvmEngine:
     preemptible = True
     runs_loops = True
     forgets_code = False
+    works_in_ring0: bool | None = None
+    """Whether the hypervisor's program for ring 0 is executed; None to begin with: if that is faster here."""
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         self._ram = ram
@@ -126,6 +133,7 @@ class KvmEngine:
         self._numbers = iter(range(processors))
         self._pages = EntryPages(min(_TOP, 1 << bits), processors, ram.size)
         self.entry_table = self._pages.table
+        self.memory: memoryview | None = self._pages.machine_memory
         self.reserved = range(self._pages.maddr, self._pages.maddr + self._pages.size)
         self.read_tsc = native.read_tsc
         self._slots = itertools.count()
@@ -169,6 +177,8 @@ class KvmEngine:
         proof = Proof(self, self._ram, self._mapped[0].stop)
         try:
             found = proof.find()
+            wanted = self.works_in_ring0
+            self.works_in_ring0 = proof.replay_us() < _RING0_IS_NATIVE_US if wanted is None else wanted
         except (Unproven, OSError) as reason:
             raise UserError(f"this host's KVM cannot run PV guests: {reason}", _INSTEAD) from None
         finally:
@@ -191,10 +201,11 @@ class KvmEngine:
             raise UserError(f"KVM has but {_VIRTUAL_PROCESSORS} virtual processors", "start fewer guests, or vCPUs")
         fd = abi.request(self._vm, abi.CREATE_VCPU, number)
         abi.fcntl_large(fd, abi.SET_CPUID2, self._cpuid.raw)
-        self._set_msrs(fd)
+        area = self._pages.make_area(number)
+        self._set_msrs(fd, area.entry)
         _share_tsc(fd)
         self.tsc_khz = abi.request(fd, abi.GET_TSC_KHZ)
-        return KvmCpu(self, fd, self._run_size, *self._pages.make_area(number))
+        return KvmCpu(self, fd, self._run_size, area)
 
     def release_cpu(self, cpu: Cpu) -> None:
         assert isinstance(cpu, KvmCpu)
@@ -202,18 +213,26 @@ class KvmEngine:
             self._current = None
         if cpu in self._running:
             self._running.remove(cpu)
+        cpu.show(0)
         self._spare.append(cpu)
 
-    def _set_msrs(self, fd: int) -> None:
-        syscall, sysenter, compat_syscall = self._pages.entries
+    def show(self, cpu: KvmCpu, mfn: int) -> None:
+        """Let a processor's window be on frame `mfn`, or on nothing (0)."""
+        self._pages.show(cpu.area, mfn)
+        if self.shadows_tables and cpu.shown:
+            self.mapping_removed(cpu.shown)
+        cpu.shown = mfn
+        cpu.flush = True
+
+    def _set_msrs(self, fd: int, syscall: int) -> None:
         segments = RING0_CODE_SELECTOR << 32 | RING0_CODE_SELECTOR << 48
         for number, value in (
             (abi.MSR_STAR, segments),
             (abi.MSR_LSTAR, syscall),
-            (abi.MSR_CSTAR, compat_syscall),
+            (abi.MSR_CSTAR, self._pages.compat_syscall),
             (abi.MSR_SYSCALL_MASK, _SYSCALL_CLEARS),
             (abi.MSR_SYSENTER_CS, RING0_CODE_SELECTOR),
-            (abi.MSR_SYSENTER_EIP, sysenter),
+            (abi.MSR_SYSENTER_EIP, self._pages.sysenter),
         ):
             if not abi.set_msr(fd, number, value):
                 raise UserError(f"KVM refuses a value for register {number:#x}", _INSTEAD)
@@ -230,14 +249,16 @@ class KvmEngine:
         assert isinstance(cpu, KvmCpu)
         self._current = cpu
 
-    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
+    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None, program: Program | None = None) -> None:
         self._handler = handler
+        if program is not None and self.works_in_ring0:
+            self._pages.install(program)
         self._native = None
         if shortcuts is not None and shortcuts.kvm_layout == LAYOUT:
             common = NativeEngine(
                 mirror=self._mirror_address,
                 frames=self._ram.frames,
-                syscall_entry=self._pages.entries[SYSCALL],
+                has_program=self._pages.labels is not None,
                 own_root=self._pages.own_root,
                 shadows_tables=self.shadows_tables,
             )
@@ -284,7 +305,7 @@ class KvmEngine:
             part, self._written = self._written[:LIST_ENTRIES], self._written[LIST_ENTRIES:]
             registers = [0] * abi.REGS_WORDS
             registers[1], registers[2], registers[4] = 0, len(part), self._pages.put_list(part)
-            registers[6], registers[16], registers[17] = cpu.stack_top - 256, self._pages.replay, _RING0_FLAGS
+            registers[6], registers[16], registers[17] = cpu.area.stack_top - 256, self._pages.replay, _RING0_FLAGS
             cpu.words[CR3] = self._pages.own_root
             cpu.enter_ring0(registers)
             self._run_ring0(cpu)
@@ -464,17 +485,31 @@ class KvmEngine:
     def _stopped_in_guest(self, cpu: KvmCpu) -> bool:
         """After a kick. False where an exception is on its way or is arriving: that comes first."""
         cpu.run[abi.RUN_IMMEDIATE_EXIT] = 0
-        if cpu.privilege != 3 or cpu.has_event():
-            return False
-        cpu.leave_in_place()
-        return True
+        is_in_guest, has_event = cpu.privilege == 3, cpu.has_event()
+        if is_in_guest and not has_event:
+            cpu.leave_in_place()
+            return True
+        labels = self._pages.labels
+        if labels is not None:
+            v = cpu.shared_registers()
+            if not is_in_guest and not has_event and labels["decided"] <= v[16] <= labels["last"]:
+                self._leave_at_the_end(cpu, v)
+                return True
+            cpu.area.words.stop = True
+        return False
+
+    def _leave_at_the_end(self, cpu: KvmCpu, v: list[int]) -> None:
+        """Of what was done in ring 0: the guest goes on where that leads to."""
+        words = cpu.area.words
+        cpu.leave(v, words.frame_rip, words.frame_rsp, words.frame_flags)
 
     def _arrived(self, cpu: KvmCpu) -> bool:
         """The guest left by an OUT of our own pages. False if it was not the guest's doing, and goes on."""
         v = cpu.shared_registers()
         port = cpu.port
         if cpu.run[abi.RUN_IO_SIZE] == ENTRY_WIDTH:
-            self._entered(cpu, v, port, v[6])
+            looked_at = port == SYSCALL and self._pages.labels is not None
+            self._entered(cpu, v, port, cpu.area.words.saved_rsp if looked_at else v[6])
             return True
         frame = self._pages.frame_words(v[6])
         if frame is None:
@@ -484,9 +519,11 @@ class KvmEngine:
         rip, code, flags, rsp, stack = frame[:5]
         if code & 3 != 3:
             return not self._go_back(cpu)
-        if port == _PAGE_FAULT and rip in self._pages.entries:
-            # A software KVM enters by SYSCALL without leaving CPL 3, and so cannot fetch the code there.
-            self._entered(cpu, v, self._pages.entries.index(rip), rsp)
+        if port == _PAGE_FAULT and (entry := self._entry_at(cpu, rip)) is not None:
+            # A software KVM enters by SYSCALL without leaving CPL 3, and so cannot fetch the code there. Or the guest
+            # went there by itself, and has made up its flags.
+            v[11] = v[11] & MAY_HAVE | FLAGS_FIXED
+            self._entered(cpu, v, entry, rsp)
             return True
         cpu.leave(v, rip, rsp, flags)
         if code != cpu.code_selector:
@@ -496,8 +533,16 @@ class KvmEngine:
         self._raise(cpu, port, error_code)
         return True
 
+    def _entry_at(self, cpu: KvmCpu, rip: int) -> int | None:
+        """The port of the entry at an address."""
+        entries = {cpu.area.entry: SYSCALL, self._pages.sysenter: SYSENTER, self._pages.compat_syscall: COMPAT_SYSCALL}
+        return entries.get(rip)
+
     def _entered(self, cpu: KvmCpu, v: list[int], port: int, rsp: int) -> None:
-        """By SYSCALL or SYSENTER."""
+        """By SYSCALL or SYSENTER, or by what was done in ring 0 when the engine wanted the processor."""
+        if port == STOPPED:
+            self._leave_at_the_end(cpu, v)
+            return
         if port == SYSENTER:
             cpu.leave(v, 0, 0, v[17] | IF)
             self._handler.on_sysenter()
@@ -535,7 +580,11 @@ class KvmEngine:
         return bytes(found)
 
     def _go_back(self, cpu: KvmCpu) -> bool:
-        """An exception in our own code, which a software KVM raises for no reason: try once more. False after many."""
+        """An exception in our own code. False after many.
+
+        Where it was on memory of the guest's, give up what was to be done in ring 0. Else a software KVM has raised it
+        for no reason: try once more.
+        """
         v = cpu.shared_registers()
         frame = self._pages.frame_words(v[6])
         self._retries += 1
@@ -545,6 +594,12 @@ class KvmEngine:
         if cpu.port in _WITH_ERROR_CODE:
             frame.pop(0)
         v[16], v[6], v[17] = frame[0], frame[3], frame[2]
+        labels = self._pages.labels
+        if labels is not None and labels["arrive"] <= v[16]:
+            if cpu.area.words.undoable:
+                v[16], v[6], v[17] = labels["give_up"], cpu.area.frame, _RING0_FLAGS
+            elif labels["go_on"] <= v[16] <= labels["last"]:
+                v[16] = labels["go_on"]
         cpu.enter_ring0(v)
         return True
 

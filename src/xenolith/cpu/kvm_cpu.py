@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, RING0_STACK_SELECTOR
+from xenolith.cpu.kvm_entry import Area
 from xenolith.cpu.kvm_loop import CODE_AT, SEGMENT_BYTES, STACK_AT, KvmState
 from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.registers import CR0_TS, CS, DR6_FIXED, DR7_FIXED, ES, FLAGS_FIXED, FS, GS, IF, REGISTER_WORDS, SS
@@ -27,6 +28,9 @@ CR2: Final = (abi.RUN_SREGS + abi.SREGS_CR2) // 8
 CR3: Final = (abi.RUN_SREGS + abi.SREGS_CR3) // 8
 _REGS_WORD: Final = abi.RUN_REGS // 8
 _DIRTY_WORD: Final = abi.RUN_DIRTY_REGS // 8
+_GDT_BASE: Final = (abi.RUN_SREGS + abi.SREGS_GDT) // 8
+_BREAKPOINTS: Final = 0xFF
+"""Of DR7: which ones are active."""
 _ALL_REGS: Final = abi.SYNC_REGS | abi.SYNC_SREGS
 _HOST_ORDER: Final = struct.Struct("<18Q")
 _OUR_ORDER: Final = struct.Struct("<17Q")
@@ -81,13 +85,13 @@ class KvmCpu(KvmState):
     `exits` counts how often it has left.
     """
 
-    def __init__(
-        self, engine: KvmEngine, fd: int, run_size: int, task_state: int, stack_top: int, stack_end: int
-    ) -> None:
-        """Its ring-0 stack ends at `stack_top`, which lies at the host's address `stack_end`."""
-        super().__init__(fd=fd, stack_top=stack_top, stack_end=stack_end)
+    def __init__(self, engine: KvmEngine, fd: int, run_size: int, area: Area) -> None:
+        super().__init__(fd=fd, stack_top=area.stack_top, stack_end=area.stack_end, entry=area.entry)
         self._engine = engine
-        self._task_state = task_state
+        self.area = area
+        self.memory: memoryview | None = area.memory
+        self.shown = 0
+        """The frame that ring 0 has a window on; 0 for none."""
         self.thread: RunThread | None = None
         """The thread in which it runs; None for the machine's own."""
         self.inside = False
@@ -112,6 +116,7 @@ class KvmCpu(KvmState):
     def reset(self) -> None:
         """The state that every new processor starts from: long mode, CPL 3, flat segments, clear registers."""
         self._registers[:] = bytes(len(self._registers))
+        self.area.clear()
         self.exits = 0
         self.flags = FLAGS_FIXED | IF
         sregs = self.run
@@ -195,7 +200,7 @@ class KvmCpu(KvmState):
         words, base = self.words, abi.RUN_SREGS
         words[_CR0], words[(base + abi.SREGS_CR4) // 8], words[(base + abi.SREGS_EFER) // 8] = cr0, cr4, efer
         at = base + abi.SREGS_TR
-        self.run[at : at + 24] = packed_segment(_SOME_SELECTOR, self._task_state, 0x67, _TASK_STATE)
+        self.run[at : at + 24] = packed_segment(_SOME_SELECTOR, self.area.address, 0x67, _TASK_STATE)
         struct.pack_into("<QH", self.run, base + abi.SREGS_IDT, interrupts, 0xFFF)
 
     def table_base(self, local: bool) -> int:
@@ -226,6 +231,10 @@ class KvmCpu(KvmState):
         abi.request(self.fd, abi.SET_DEBUGREGS, bytes(state))
         self.debug_[number] = value
 
+    def show(self, maddr: int) -> None:
+        if maddr >> 12 != self.shown:
+            self._engine.show(self, maddr >> 12)
+
     def own_thread(self) -> RunThread:
         """A thread that runs it from now on."""
         if self.thread is None:
@@ -245,6 +254,14 @@ class KvmCpu(KvmState):
         run[abi.RUN_SREGS + abi.SREGS_CS : abi.RUN_SREGS + abi.SREGS_CS + 24] = self.code
         run[abi.RUN_SREGS + abi.SREGS_SS : abi.RUN_SREGS + abi.SREGS_SS + 24] = self.stack
         self.words[_DIRTY_WORD] = _ALL_REGS
+        words = self.area.words
+        words.root, words.gdt, words.segments = self.root, self.words[_GDT_BASE], self._selectors
+        words.stop = words.undoable = words.by_fault = False
+        words.is_open = not self.debug_[7] & _BREAKPOINTS
+
+    @property
+    def _selectors(self) -> int:
+        return self.code_selector | self.stack_selector << 16
 
     def enter_ring0(self, registers: list[int]) -> None:
         """Put registers in KVM's order (RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 to R15, RIP, RFLAGS) there instead,
@@ -260,7 +277,14 @@ class KvmCpu(KvmState):
         return self.words[_REGS_WORD : _REGS_WORD + abi.REGS_WORDS].tolist()
 
     def leave(self, v: list[int], rip: int, rsp: int, flags: int) -> None:
-        """Take over the registers of the shared page, but for these three, which are the guest's."""
+        """Take over the registers of the shared page, but for these three, which are the guest's, and what was changed
+        in ring 0: only flat segments are loaded there.
+        """
+        words = self.area.words
+        self.root = words.root
+        if words.segments != self._selectors:
+            self.load_segment(CS, words.segments & 0xFFFF, 0, 0xFFFFFFFF, _CODE64)
+            self.load_segment(SS, words.segments >> 16, 0, 0xFFFFFFFF, _DATA)
         _OUR_ORDER.pack_into(self._registers, 0, v[0], v[2], v[3], v[1], rsp, v[7], v[4], v[5], *v[8:16], rip)
         self.flags = flags
 

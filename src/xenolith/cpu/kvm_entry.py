@@ -1,8 +1,8 @@
 """The few pages of its own that the KVM engine has in every guest's address space: where exceptions and SYSCALL arrive.
 
-Nothing is done there but to leave the guest. Every gate of the interrupt table leads to one OUT to the port of its
-vector's number, every other entry to one of the width of four bytes; KVM returns to the engine from it. The pages lie
-outside the machine's RAM, and are mapped for ring 0 alone.
+Every gate of the interrupt table leads to one OUT to the port of its vector's number, every other entry to one of the
+width of four bytes; KVM returns to the engine from it. Where there is a program for ring 0 (`ring0`), SYSCALL and page
+faults come to that first. The pages lie outside the machine's RAM, and are mapped for ring 0 alone.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import mmap
 import struct
 from typing import Final
 
+from xenolith.cpu import ring0
 from xenolith.cpu.engine import ENGINE_SLOT, RING0_CODE_SELECTOR, RING0_DESCRIPTORS
+from xenolith.cpu.shortcuts import Program
 
 USER_DATA_SELECTOR: Final = 0xE02B
 _USER_DATA: Final = 0x00CF_F300_0000_FFFF
 
-SYSCALL: Final = 0
+SYSCALL: Final = ring0.SYSCALL
 SYSENTER: Final = 1
 COMPAT_SYSCALL: Final = 2
 DONE: Final = 3
+STOPPED: Final = ring0.STOPPED
 """The ports of entries that are no interrupts, told from vectors by the width of the OUT."""
 ENTRY_WIDTH: Final = 4
 
@@ -35,14 +38,14 @@ _GATE_FOR_ALL: Final = 0xEE
 _SOFTWARE_VECTORS: Final = frozenset((3, 4, *range(32, 256)))
 _STUB_BYTES: Final = 8
 _NO_IO_BITMAP: Final = 0xFFFF
-_AREA_BYTES: Final = 512
-"""Of each virtual processor: its task state, and behind it a stack that takes one exception frame or two."""
+_AREA_PAGES: Final = ring0.AREA_BYTES // _PAGE
+_OUT_ALL: Final = 0xE7
 _REPLAY: Final = bytes.fromhex("488b06 4883c608 a801 7508 488b10 488910 eb04 8a10 8810 ffc9 75e5 e703")
 """next: mov rax, [rsi]; add rsi, 8; test al, 1; jnz byte; mov rdx, [rax]; mov [rax], rdx; jmp counted;
 byte: mov dl, [rax]; mov [rax], dl; counted: dec ecx; jnz next; out DONE, eax"""
 
 # Pages, in their order.
-_L3, _L2, _L1, _OWN_L4, _DIRECT_L3, _INTERRUPTS, _STUBS, _LIST, _DESCRIPTORS, _FIXED_PAGES = range(10)
+_L3, _L2, _OWN_L4, _DIRECT_L3, _INTERRUPTS, _STUBS, _LIST, _DESCRIPTORS, _RING0, _MACHINE, _FIXED_PAGES = range(11)
 LIST_ENTRIES: Final = 512
 
 
@@ -51,9 +54,9 @@ class EntryPages:
 
     def __init__(self, maddr: int, processors: int, ram_size: int) -> None:
         gib = -(-ram_size // (1 << 30))
-        areas = -(-processors * _AREA_BYTES // _PAGE)
-        self._direct_l2 = _FIXED_PAGES + areas
-        self.size = (self._direct_l2 + gib) * _PAGE
+        self._direct_l2 = _FIXED_PAGES + processors * _AREA_PAGES
+        self._l1 = self._direct_l2 + gib
+        self.size = (self._l1 + -(-self._direct_l2 // 512)) * _PAGE
         self.maddr = maddr - self.size
         self._map = mmap.mmap(-1, self.size)
         self._bytes = memoryview(self._map)
@@ -68,18 +71,23 @@ class EntryPages:
         """A descriptor table with ring 0's segments and one for data, for processors that have none of their own."""
         for selector, descriptor in (*RING0_DESCRIPTORS.items(), (USER_DATA_SELECTOR, _USER_DATA)):
             self._words[_DESCRIPTORS * 512 + (selector >> 3 & 511)] = descriptor
-        self._make_tables(areas, gib)
+        self.machine_memory = self._bytes[_MACHINE * _PAGE : (_MACHINE + 1) * _PAGE]
+        """What the hypervisor keeps there is seen by its program for ring 0 as well."""
+        self.labels: dict[str, int] | None = None
+        """Addresses in the code that virtual processors execute in ring 0 by themselves, if they do."""
+        self._make_tables(gib)
         self._make_stubs()
 
     def _maddr_of(self, page: int) -> int:
         return self.maddr + page * _PAGE
 
-    def _make_tables(self, areas: int, gib: int) -> None:
+    def _make_tables(self, gib: int) -> None:
         words = self._words
         words[_L3 * 512] = self._maddr_of(_L2) | _SUPERVISOR
-        words[_L2 * 512] = self._maddr_of(_L1) | _SUPERVISOR
-        for page in range(_INTERRUPTS, _FIXED_PAGES + areas):
-            words[_L1 * 512 + page] = self._maddr_of(page) | _SUPERVISOR
+        for number in range(self.size // _PAGE - self._l1):
+            words[_L2 * 512 + number] = self._maddr_of(self._l1 + number) | _SUPERVISOR
+        for page in range(_INTERRUPTS, _FIXED_PAGES):
+            words[self._l1 * 512 + page] = self._maddr_of(page) | _SUPERVISOR
         words[_OWN_L4 * 512 + ENGINE_SLOT] = self.table
         words[_OWN_L4 * 512 + _DIRECT_SLOT] = self._maddr_of(_DIRECT_L3) | _SUPERVISOR
         for number in range(gib):
@@ -93,33 +101,44 @@ class EntryPages:
         for vector in range(256):
             at = stubs + vector * _STUB_BYTES
             self._bytes[at : at + 2] = bytes((0xE6, vector))
-            kind = _GATE_FOR_ALL if vector in _SOFTWARE_VECTORS else _GATE
-            target = _START + at
-            gate = struct.pack(
-                "<HHBBHII", target & 0xFFFF, RING0_CODE_SELECTOR, 0, kind, target >> 16 & 0xFFFF, target >> 32, 0
-            )
-            self._bytes[_INTERRUPTS * _PAGE + vector * 16 :][:16] = gate
-        entries = stubs + 256 * _STUB_BYTES
-        for port in (SYSCALL, SYSENTER, COMPAT_SYSCALL):
-            at = entries + port * _STUB_BYTES
-            self._bytes[at : at + 2] = bytes((0xE7, port))
-        self.entries = tuple(_START + entries + port * _STUB_BYTES for port in (SYSCALL, SYSENTER, COMPAT_SYSCALL))
-        """Where SYSCALL, SYSENTER and SYSCALL in compatibility mode go."""
-        at = entries + 4 * _STUB_BYTES
+            self._set_gate(vector, _START + at)
+        at = stubs + 256 * _STUB_BYTES
+        for port in (SYSENTER, COMPAT_SYSCALL):
+            self._bytes[at + port * _STUB_BYTES :][:2] = bytes((_OUT_ALL, port))
+        self.sysenter, self.compat_syscall = (_START + at + port * _STUB_BYTES for port in (SYSENTER, COMPAT_SYSCALL))
+        """Where SYSENTER and SYSCALL in compatibility mode go."""
+        at += 4 * _STUB_BYTES
         self._bytes[at : at + len(_REPLAY)] = _REPLAY
         self.replay = _START + at
 
+    def _set_gate(self, vector: int, target: int) -> None:
+        kind = _GATE_FOR_ALL if vector in _SOFTWARE_VECTORS else _GATE
+        gate = struct.pack(
+            "<HHBBHII", target & 0xFFFF, RING0_CODE_SELECTOR, 0, kind, target >> 16 & 0xFFFF, target >> 32, 0
+        )
+        self._bytes[_INTERRUPTS * _PAGE + vector * 16 :][:16] = gate
+
+    def install(self, program: Program) -> None:
+        """Have virtual processors that are made, or made anew, from now on execute this in ring 0."""
+        code, self.labels = ring0.code(program, _START + _RING0 * _PAGE, _START + _MACHINE * _PAGE)
+        if len(code) > _PAGE:
+            raise ValueError(f"{len(code)} bytes of code are too many")
+        self._bytes[_RING0 * _PAGE :][: len(code)] = code
+        self._set_gate(ring0.PAGE_FAULT, self.labels["fault"])
+
     # -- one virtual processor ----------------------------------------------------------------------------------------
 
-    def make_area(self, number: int) -> tuple[int, int, int]:
-        """The task state and the top of the ring-0 stack of virtual processor `number`, as addresses, and where that
-        top is for the host."""
-        at = _FIXED_PAGES * _PAGE + number * _AREA_BYTES
-        self._bytes[at : at + _AREA_BYTES] = bytes(_AREA_BYTES)
-        top = _START + at + _AREA_BYTES
-        struct.pack_into("<Q", self._bytes, at + 4, top)
-        struct.pack_into("<H", self._bytes, at + 102, _NO_IO_BITMAP)
-        return _START + at, top, self.host_address + at + _AREA_BYTES
+    def make_area(self, number: int) -> Area:
+        """That of virtual processor `number`."""
+        page = _FIXED_PAGES + number * _AREA_PAGES
+        for each in range(page, page + _AREA_PAGES - 1):
+            self._words[self._l1 * 512 + each] = self._maddr_of(each) | _SUPERVISOR
+        return Area(self, _START + page * _PAGE, self._bytes[page * _PAGE :][: ring0.AREA_BYTES])
+
+    def show(self, area: Area, mfn: int) -> None:
+        """Let a window be on frame `mfn`, or on nothing (0)."""
+        page = (area.address + ring0.WINDOW - _START) // _PAGE
+        self._words[self._l1 * 512 + page] = mfn << 12 | _SUPERVISOR if mfn else 0
 
     def frame_words(self, stack_pointer: int) -> list[int] | None:
         """The six words at a ring-0 stack pointer: an exception frame, with or without an error code before it."""
@@ -134,6 +153,34 @@ class EntryPages:
         for at, entry in enumerate(entries, start):
             self._words[at] = entry
         return _START + _LIST * _PAGE
+
+
+class Area:
+    """What a virtual processor has of the pages for itself, at `address` (see `ring0`)."""
+
+    def __init__(self, pages: EntryPages, address: int, content: memoryview) -> None:
+        self.address = address
+        self.stack_top = address + ring0.STACK_TOP
+        """Where the ring-0 stack ends."""
+        self.stack_end = ctypes.addressof(ctypes.c_char.from_buffer(content, ring0.STACK_TOP))
+        """Where the host sees that."""
+        self.frame = address + ring0.FRAME
+        self.entry = address + ring0.STUB
+        """Where SYSCALL goes."""
+        self.memory = content[ring0.MEMORY : ring0.WINDOW]
+        self.words = ring0.Words.from_buffer(content, ring0.FRAME)
+        self._pages = pages
+        self._content = content
+
+    def clear(self) -> None:
+        """As it is for a new processor."""
+        content = self._content
+        content[:] = bytes(len(content))
+        struct.pack_into("<Q", content, 4, self.stack_top)
+        struct.pack_into("<H", content, 102, _NO_IO_BITMAP)
+        labels = self._pages.labels
+        stub = ring0.stub(self.address, labels["arrive"]) if labels else bytes((_OUT_ALL, SYSCALL))
+        content[ring0.STUB : ring0.STUB + len(stub)] = stub
 
 
 def entry_written(maddr: int) -> int:

@@ -23,6 +23,7 @@
 #define NO_DEVICE 7
 #define GENERAL_PROTECTION 13
 #define PAGE_FAULT 14
+#define MAY_HAVE (FLAGS_ARITHMETIC | FLAG_DF | 0x250300u) /* RFLAGS of a guest that may have made them up: TF, IF, RF, AC, ID */
 
 /* struct NativeLoop in kvm_loop.py. */
 struct kvm_engine {
@@ -32,9 +33,19 @@ struct kvm_engine {
     void *context;
     uint8_t *mirror;                    /* RAM as it is mapped for KVM, */
     uint64_t frames;                    /* and how many frames that is */
-    uint64_t syscall_entry;             /* where SYSCALL goes */
     uint64_t own_root;                  /* a root that is no guest's */
     uint8_t shadows_tables;
+    uint8_t has_program;                /* for ring 0 */
+};
+
+/* struct Words in ring0.py, 40 bytes below the end of the ring-0 stack. */
+struct ring0_words {
+    uint64_t frame[5];
+    uint64_t saved_rsp, saved[5];
+    uint64_t scratch[5];
+    uint64_t root, gdt;
+    uint32_t segments;
+    uint8_t stop, undoable, by_fault, is_open;
 };
 
 /* struct KvmState in kvm_loop.py. */
@@ -45,6 +56,7 @@ struct kvm_cpu {
     struct kvm_run *run;
     const uint64_t *stack_end;          /* the ring-0 stack, as we see it, */
     uint64_t stack_top;                 /* and its address there */
+    uint64_t entry;                     /* where SYSCALL goes */
     uint64_t root;
     uint64_t exits;
     uint64_t debug[8];
@@ -55,7 +67,8 @@ struct kvm_cpu {
 
 /* Sizes and offsets, which kvm_loop.py compares with its own. */
 const uint32_t xenolith_kvm_layout[] = {
-    sizeof(struct kvm_engine), sizeof(struct kvm_cpu), offsetof(struct kvm_cpu, state.eflags),
+    sizeof(struct kvm_engine), sizeof(struct kvm_cpu), sizeof(struct ring0_words), offsetof(struct ring0_words, root),
+    offsetof(struct kvm_cpu, state.eflags),
     offsetof(struct kvm_cpu, code), offsetof(struct kvm_cpu, root), offsetof(struct kvm_cpu, debug),
     offsetof(struct kvm_cpu, flush),
 };
@@ -157,9 +170,41 @@ static void take_over(struct kvm_cpu *c)
     sregs->cr0 = (sregs->cr0 & ~(uint64_t)CR0_TS) | (s->cr[0] & CR0_TS);
 }
 
+static struct ring0_words *words_of(const struct kvm_cpu *c)
+{
+    return (struct ring0_words *)(c->stack_end - 5);
+}
+
+static uint32_t selectors(const struct kvm_cpu *c)
+{
+    return c->code.selector | (uint32_t)c->stack.selector << 16;
+}
+
+/* KvmCpu.leave: what was changed in ring 0. */
+static void follow_ring0(struct kvm_cpu *c)
+{
+    const struct ring0_words *w = words_of(c);
+    c->root = w->root;
+    if (w->segments == selectors(c))
+        return;
+    c->code = (struct kvm_segment){
+        .limit = UINT32_MAX, .selector = (uint16_t)w->segments, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1,
+    };
+    c->stack = (struct kvm_segment){
+        .limit = UINT32_MAX, .selector = (uint16_t)(w->segments >> 16), .type = 3, .present = 1, .dpl = 3, .db = 1, .s = 1,
+        .g = 1,
+    };
+}
+
 /* KvmCpu.enter */
 static void enter(struct kvm_cpu *c)
 {
+    struct ring0_words *w = words_of(c);
+    w->root = c->root;
+    w->gdt = c->run->s.regs.sregs.gdt.base;
+    w->segments = selectors(c);
+    w->stop = w->undoable = w->by_fault = 0;
+    w->is_open = !(c->debug[7] & 0xFF);
     const uint64_t *regs = c->state.regs;
     struct kvm_sync_regs *shared = &c->run->s.regs;
     shared->regs = (struct kvm_regs){
@@ -213,8 +258,10 @@ static bool exception_done(struct kvm_cpu *c, uint32_t vector)
     uint64_t rip = frame[0], code = frame[1], flags = frame[2], rsp = frame[3], stack = frame[4];
     if ((code & 3) != 3)
         return false;
-    if (vector == PAGE_FAULT && rip == c->engine->syscall_entry) /* a software KVM enters by SYSCALL without leaving CPL 3 */
+    if (vector == PAGE_FAULT && rip == c->entry) { /* a software KVM enters by SYSCALL without leaving CPL 3, or it was a jump */
+        c->run->s.regs.regs.r11 = (c->run->s.regs.regs.r11 & MAY_HAVE) | FLAG_FIXED;
         return syscall_done(c, rsp);
+    }
     if (code != c->code.selector || stack != c->stack.selector)
         return false;
     leave(c, rip, rsp, flags);
@@ -232,8 +279,10 @@ bool xenolith_kvm_done(struct kvm_cpu *c)
     make_current(c);
     if (run->exit_reason != KVM_EXIT_IO)
         return false;
+    follow_ring0(c);
     if (run->io.size == ENTRY_WIDTH)
-        done = run->io.port == ENTRY_SYSCALL && syscall_done(c, run->s.regs.regs.rsp);
+        done = run->io.port == ENTRY_SYSCALL
+               && syscall_done(c, c->engine->has_program ? words_of(c)->saved_rsp : run->s.regs.regs.rsp);
     else if (run->io.port == PAGE_FAULT || run->io.port == NO_DEVICE || run->io.port == GENERAL_PROTECTION)
         done = exception_done(c, run->io.port);
     if (done)

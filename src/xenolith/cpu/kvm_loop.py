@@ -5,6 +5,7 @@ from __future__ import annotations
 from ctypes import CFUNCTYPE, Array, Structure, addressof, c_bool, c_int, c_int32, c_uint8, c_uint64, c_void_p, sizeof
 from typing import ClassVar, Final
 
+from xenolith.cpu.ring0 import Words
 from xenolith.cpu.shortcuts import Shortcuts
 
 _REST_OF_STATE: Final = 320
@@ -22,9 +23,9 @@ class NativeEngine(Structure):
         ("context", c_void_p),
         ("mirror", c_void_p),
         ("frames", c_uint64),
-        ("syscall_entry", c_uint64),
         ("own_root", c_uint64),
         ("shadows_tables", c_bool),
+        ("has_program", c_bool),
     ]
 
 
@@ -39,6 +40,7 @@ class KvmState(Structure):
     run_address: int
     stack_end: int
     stack_top: int
+    entry: int
     root: int
     exits: int
     debug_: Array[c_uint64]
@@ -54,6 +56,7 @@ class KvmState(Structure):
         ("run_address", c_void_p),
         ("stack_end", c_void_p),
         ("stack_top", c_uint64),
+        ("entry", c_uint64),
         ("root", c_uint64),
         ("exits", c_uint64),
         ("debug_", c_uint64 * 8),
@@ -68,6 +71,8 @@ CODE_AT, STACK_AT = (int(getattr(KvmState, name).offset) for name in ("code_", "
 LAYOUT: Final = (
     sizeof(NativeEngine),
     sizeof(KvmState),
+    sizeof(Words),
+    Words.root.offset,  # type: ignore[attr-defined]
     *(getattr(KvmState, name).offset for name in ("flags", "code_", "root", "debug_", "flush")),
 )
 """What kvm_loop.c must have compiled to as well."""

@@ -50,6 +50,7 @@ IF: Final = 1 << 9
 DF: Final = 1 << 10
 OF: Final = 1 << 11
 IOPL: Final = 3 << 12
+IOPL_SHIFT: Final = 12
 NT: Final = 1 << 14
 RF: Final = 1 << 16
 VM: Final = 1 << 17

@@ -1,7 +1,8 @@
-"""Native code that an engine asks before it calls its handler, and what such code is told of the processor."""
+"""Code that an engine asks before it calls its handler: native functions, or a program for the virtual processors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ctypes import Structure, c_uint64, c_void_p
 from typing import ClassVar, Final, NamedTuple
 
@@ -62,3 +63,24 @@ class Shortcuts(NamedTuple):
     context: int
     state_layout: tuple[int, ...]
     kvm_layout: tuple[int, ...]
+
+
+class Field(NamedTuple):
+    """A place in memory that the hypervisor keeps something in: offset and size in bytes."""
+
+    offset: int
+    size: int
+
+
+class Program(NamedTuple):
+    """What virtual processors execute in ring 0 themselves: text for `assembler`, to be embedded in that of `ring0`.
+
+    It has the labels `system_call` and `page_fault`, may use RAX, RCX, RDX and RBX, leaves RSP as it is, and goes to
+    `leave` or `go_on`. `processor` and `machine` name places in a processor's and in the engine's `memory`, `numbers`
+    are those of its own.
+    """
+
+    text: str
+    processor: Mapping[str, Field]
+    machine: Mapping[str, Field]
+    numbers: Mapping[str, int]

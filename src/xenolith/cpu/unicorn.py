@@ -54,7 +54,7 @@ from xenolith.cpu.registers import (
     TF,
 )
 from xenolith.cpu.replacements import Library, load_library
-from xenolith.cpu.shortcuts import Shortcuts
+from xenolith.cpu.shortcuts import Program, Shortcuts
 from xenolith.errors import UserError
 from xenolith.machine.ram import Ram
 
@@ -195,6 +195,7 @@ class UnicornCpu:
 
     __slots__ = ("_engine", "_state", "longs", "regs")
     exits = 0
+    memory: memoryview | None = None
 
     def __init__(self, engine: UnicornEngine, template: bytes) -> None:
         self._engine = engine
@@ -211,6 +212,9 @@ class UnicornCpu:
         self._state = bytearray(live)
         self._bind(memoryview(self._state))
         self.flags = flags
+
+    def show(self, maddr: int) -> None:
+        """Nobody is there to look."""
 
     def enter(self, live: memoryview) -> None:
         """Copy the state into the library and be an overlay of it from now on."""
@@ -313,6 +317,7 @@ class UnicornEngine:
     tsc_khz: int | None = None
     forgets_code = True
     shadows_tables = False
+    memory: memoryview | None = None
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         library = _load_library()
@@ -653,7 +658,7 @@ class UnicornEngine:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None) -> None:
+    def attach(self, handler: ExitHandler, shortcuts: Shortcuts | None = None, program: Program | None = None) -> None:
         """Install the hooks; `handler` is told of every exit from now on that `shortcuts` do not take."""
         self._handler = handler
         words, longs = self._words, self._longs

@@ -13,7 +13,7 @@ from xenolith.abi.vcpu import (
     VGCF_online,
     VGCF_syscall_disables_events,
 )
-from xenolith.cpu.registers import CS, FLAGS_FIXED, IF, IOPL, MASK64, NAMES, SS, VM
+from xenolith.cpu.registers import CS, FLAGS_FIXED, IF, IOPL, IOPL_SHIFT, MASK64, NAMES, SS, VM
 from xenolith.cpu.segments import attributes_of
 from xenolith.hypervisor import debug_registers
 from xenolith.hypervisor.descriptors import FLAT_CODE64, FLAT_DATA, XEN_CS64, XEN_SS
@@ -96,7 +96,8 @@ class Contexts:
         cpu.flags = (user.rflags & _ALLOWED_FLAGS) | FLAGS_FIXED | IF
         cpu.load_segment(CS, XEN_CS64, 0, 0xFFFFFFFF, attributes_of(FLAT_CODE64))
         cpu.load_segment(SS, XEN_SS, 0, 0xFFFFFFFF, attributes_of(FLAT_DATA))
-        vcpu.iopl = user.rflags >> 12 & 3
+        vcpu.iopl = user.rflags >> IOPL_SHIFT & 3
+        vcpu.show_iopl()
         vcpu.kernel_mode = bool(context.flags & VGCF_in_kernel)
         cpu.fs_base = context.fs_base
         cpu.gs_base, vcpu.other_gs_base = context.gs_base_kernel, context.gs_base_user

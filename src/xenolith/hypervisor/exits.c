@@ -38,7 +38,6 @@
 #define PF_PRESENT_WRITE 3
 #define PF_USER 4
 #define ASSIST_WRITABLE_PAGETABLES 2
-#define ASSIST_ARCHITECTURAL_IOPL 4
 #define IN_SYSCALL (1u << 8)
 
 #define HYPERCALL_MMU_UPDATE 1
@@ -180,8 +179,7 @@ static bool bounce(struct machine *m, struct vcpu *v, uint64_t address, bool mas
     uint64_t old_rsp = s->regs[RSP], saved = from->flags & ~(uint64_t)(FLAG_IF | FLAG_IOPL);
     if (!masked)
         saved |= FLAG_IF;
-    if (v->domain->vm_assist >> ASSIST_ARCHITECTURAL_IOPL & 1)
-        saved |= (uint64_t)v->iopl << 12;
+    saved |= v->shown_iopl;
     uint32_t code = v->kernel_mode ? from->code & ~3u : from->code;
     uint64_t frame[8], *top = frame;
     *top++ = from->rcx;

@@ -51,6 +51,7 @@ struct vcpu {
     uint64_t kernel_ss;
     uint64_t other_gs_base;
     uint32_t upcall_streak;
+    uint32_t shown_iopl;
     uint8_t iopl;
     uint8_t kernel_mode;
     uint8_t nmi_pending;

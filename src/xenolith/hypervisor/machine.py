@@ -18,7 +18,7 @@ from xenolith.abi.hypercalls import HYPERCALLS
 from xenolith.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_suspend, SHUTDOWN_watchdog
 from xenolith.abi.shared_info import SharedInfo
 from xenolith.abi.types import DOMID_SELF
-from xenolith.hypervisor import hardware, hypercalls, native_exits
+from xenolith.hypervisor import hardware, hypercalls, native_exits, ring0_exits
 from xenolith.hypervisor.banner import banner
 from xenolith.hypervisor.console_ring import ConsoleRing
 from xenolith.hypervisor.contexts import Contexts
@@ -112,7 +112,7 @@ class Hypervisor:
         self.console_source: Callable[[int], bytes] = lambda limit: b""
         self.domains: dict[int, Domain] = {}
         self.power_action: str | None = None
-        self.state = MachineState()
+        self.state = MachineState() if engine.memory is None else MachineState.from_buffer(engine.memory)
         self.running: list[Vcpu] = []
         """The vCPUs of this turn."""
         self._rounds_left = 0
@@ -155,7 +155,7 @@ class Hypervisor:
         self.tracing = Tracing(self)
         hypercalls.load_all()
         self.traps = Traps(self)
-        engine.attach(self.traps, native_exits.shortcuts(self))
+        engine.attach(self.traps, native_exits.shortcuts(self), ring0_exits.program())
         if pc is not None:
             self._map_devices(pc)
         for line in banner(self):
@@ -535,6 +535,7 @@ class Hypervisor:
     def _make_current(self, vcpu: Vcpu) -> None:
         self.traps.current = vcpu
         self.engine.switch_to(vcpu.cpu)
+        vcpu.cpu.show(vcpu.info_maddr)
 
     def _enter(self, vcpu: Vcpu) -> None:
         self._make_current(vcpu)

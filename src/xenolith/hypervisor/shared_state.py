@@ -1,4 +1,8 @@
-"""The state that native code works on as well (exits.c has the same structures): here alone it is kept."""
+"""The state that native code works on as well: here alone it is kept.
+
+exits.c has the same structures. The program for ring 0 sees those of the machine and of a vCPU, where they lie in
+memory of the engine's.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +111,7 @@ class VcpuState(_Individual):
     kernel_ss: int
     other_gs_base: int
     upcall_streak: int
+    shown_iopl: int
     iopl: int
     kernel_mode: bool
     nmi_pending: bool
@@ -122,6 +127,7 @@ class VcpuState(_Individual):
         ("kernel_ss", c_uint64),
         ("other_gs_base", c_uint64),
         ("upcall_streak", c_uint32),
+        ("shown_iopl", c_uint32),
         ("iopl", c_uint8),
         ("kernel_mode", c_bool),
         ("nmi_pending", c_bool),

@@ -305,8 +305,7 @@ class Traps:
         saved = flags & _SAVED_FLAGS
         if not masked:
             saved |= IF
-        if vcpu.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
-            saved |= vcpu.iopl << 12
+        saved |= vcpu.shown_iopl
         frame = [regs[RCX], regs[R11]]
         if error_code is not None:
             frame.append(error_code)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from xenolith.abi.vcpu import RUNSTATE_offline
+from xenolith.abi.vm_assist import VMASST_TYPE_architectural_iopl
+from xenolith.cpu.registers import IOPL_SHIFT
 from xenolith.hypervisor.shared_state import Callback, Gate, LastHypercalls, VcpuState
 
 if TYPE_CHECKING:
@@ -37,10 +39,11 @@ class Runstate:
 class Vcpu(VcpuState):
     """One vCPU of `domain`. `info_maddr` is where its struct vcpu_info lies in machine memory.
 
-    Times are nanoseconds of system time; 0 means that a timer is not set. What exits touch is in the base class:
-    `kernel_mode`, the page tables (`kernel_root`, `user_root`: machine addresses) and the GS base of the mode that the
-    vCPU is not in (`other_gs_base`, what swapgs would bring), the kernel's stack (`kernel_sp`, `kernel_ss`), `iopl`,
-    whether an NMI waits (`nmi_pending`), and how many returns from event handlers in a row found the next event pending
+    Times are nanoseconds of system time; 0 means that a timer is not set. What exits touch is in the base class, and
+    lies in memory of the processor's if that has any: `kernel_mode`, the page tables (`kernel_root`, `user_root`:
+    machine addresses) and the GS base of the mode that the vCPU is not in (`other_gs_base`, what swapgs would bring),
+    the kernel's stack (`kernel_sp`, `kernel_ss`), `iopl`, and what of it RFLAGS in frames show (`shown_iopl`), whether
+    an NMI waits (`nmi_pending`), and how many returns from event handlers in a row found the next event pending
     (`upcall_streak`).
     """
 
@@ -100,6 +103,9 @@ class Vcpu(VcpuState):
     recent_exits: int = 0
     """How long it has run lately, and how often it has left the guest in that time."""
 
+    def __new__(cls, domain: Domain, vcpu_id: int, cpu: Cpu, info_maddr: int) -> Vcpu:
+        return super().__new__(cls) if cpu.memory is None else cls.from_buffer(cpu.memory)
+
     def __post_init__(self) -> None:
         self.kernel_mode = True
         self.domain_at = ctypes.addressof(self.domain)
@@ -107,6 +113,11 @@ class Vcpu(VcpuState):
 
     def __repr__(self) -> str:
         return f"d{self.domain.domid}v{self.vcpu_id}"
+
+    def show_iopl(self) -> None:
+        """To be called when `iopl` has changed, or whether the domain wants to see it."""
+        sees_it = self.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1
+        self.shown_iopl = self.iopl << IOPL_SHIFT if sees_it else 0
 
     @property
     def runnable(self) -> bool:

@@ -16,14 +16,13 @@ from xenolith.abi.vcpu import (
     VGCF_online,
     VGCF_syscall_disables_events,
 )
-from xenolith.cpu.registers import CR0_TS, IF, IOPL, NAMES
+from xenolith.cpu.registers import CR0_TS, IF, IOPL, IOPL_SHIFT, NAMES
 from xenolith.hypervisor.vcpu import UPCALL_MASK, Vcpu
 
 if TYPE_CHECKING:
     from xenolith.hypervisor.machine import Hypervisor
 
 _SEGMENTS: Final = (("es", 0), ("cs", 1), ("ss", 2), ("ds", 3), ("fs", 4), ("gs", 5))
-_IOPL_SHIFT: Final = 12
 _MASKS_EVENTS: Final = 4
 """Of struct trap_info's flags."""
 
@@ -56,7 +55,7 @@ def _save_registers(hv: Hypervisor, vcpu: Vcpu, context: VcpuGuestContext) -> No
     for name, segment in _SEGMENTS:
         setattr(user, name, cpu.selector(segment))
     masked = hv.ram.bytes[vcpu.info_maddr + UPCALL_MASK]
-    user.rflags = cpu.flags & ~(IF | IOPL) | vcpu.iopl << _IOPL_SHIFT | (0 if masked else IF)
+    user.rflags = cpu.flags & ~(IF | IOPL) | vcpu.iopl << IOPL_SHIFT | (0 if masked else IF)
     user.saved_upcall_mask = masked
     context.fs_base = cpu.fs_base
     if vcpu.kernel_mode:

@@ -307,6 +307,16 @@
         call    *%rbx
         pop     %rbx
         ret
+        routine jump_as_if_called               # (place, flags): go there as SYSCALL would; the flags afterwards
+        mov     %rsi, %r11
+        lea     1f(%rip), %rcx
+        mov     $17, %eax                       # xen_version
+        mov     %rdi, %rdx
+        xor     %edi, %edi
+        jmp     *%rdx
+1:      pushf
+        pop     %rax
+        ret
 
 # User mode: mapped at its own address in the user's page tables.
         .balign 4096
@@ -390,4 +400,53 @@
         syscall
         routine user_spin
         jmp     user_spin
+        routine user_flags                      # (-, flags): a system call with them
+        push    %rsi
+        popf
+        syscall
+        routine user_report                     # (-, place): RCX, R11, RAX and the flags go there
+        mov     %rcx, (%rsi)
+        mov     %r11, 8(%rsi)
+        mov     %rax, 16(%rsi)
+        pushf
+        pop     24(%rsi)
+        mov     $1, %eax
+        syscall
+        routine user_served                     # (rounds, no memory, answer, word at GS): calls and faults, see serve_call
+        mov     %rdi, %rbx
+        mov     %rcx, %r9
+        movabs  $0x1122334455667788, %r12
+        mov     %r12, %r13
+        mov     %rdx, %r8
+1:      mov     $7, %eax
+        mov     %rbx, %rdi
+        mov     %r12, %rdx
+        mov     %r12, %r10
+        syscall
+        cmp     %r8, %rax
+        jne     2f
+        cmp     %gs:0, %r9
+        jne     2f
+        mov     %r13, %rcx
+        mov     %rbx, %r11
+        mov     %rbx, %rax
+        stc
+        mov     (%rsi), %rax
+        jnc     2f
+        cmp     %rbx, %rax
+        jne     2f
+        cmp     %rbx, %rdi
+        jne     2f
+        cmp     %rbx, %r11
+        jne     2f
+        cmp     %r13, %rcx
+        jne     2f
+        cmp     %r13, %rdx
+        jne     2f
+        cmp     %r13, %r10
+        jne     2f
+        dec     %rbx
+        jnz     1b
+        syscall
+2:      ud2
         .balign 4096

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.hypervisor.fake_cpu import FakeCpu
 from xenolith.abi.errno import EFAULT, ESRCH, XenError
 from xenolith.abi.types import DOMID_SELF, Struct
 from xenolith.hypervisor.console_ring import ConsoleRing
@@ -96,7 +97,7 @@ class StandIn:
         domain.grants = GrantTable(self, domain)  # type: ignore[arg-type]
         for number in range(vcpus):
             info = (domain.shared_info_mfn << 12) + number * 64
-            domain.vcpus.append(Vcpu(domain, number, None, info))  # type: ignore[arg-type]
+            domain.vcpus.append(Vcpu(domain, number, FakeCpu(), info))  # type: ignore[arg-type]
         self.scratch[domid] = self.frames.allocate(domid, frames)[-1]
         domain.tot_frames = frames
         return domain

@@ -10,6 +10,7 @@ class FakeCpu:
     """The part of the Cpu protocol that the hypervisor's own code uses."""
 
     exits = 0
+    memory: memoryview | None = None
 
     def __init__(self) -> None:
         self.regs = memoryview(bytearray(REGISTER_WORDS * 8)).cast("Q")
@@ -19,6 +20,9 @@ class FakeCpu:
         self.task_switched = False
         self.selectors = {CS: XEN_CS64}
         self.debug: dict[int, int] = {}
+
+    def show(self, maddr: int) -> None:
+        self.shown = maddr
 
     def selector(self, segment: int) -> int:
         return self.selectors.get(segment, 0)

@@ -141,6 +141,7 @@ class KvmExits:
 
     def _leave(self, cpu: Any, vector: int | None) -> None:
         """The guest leaves: by SYSCALL at RIP, or with the frame of an exception on the ring-0 stack."""
+        cpu.enter()
         run, regs = cpu.run, cpu.regs
         flags, rsp = cpu.flags | 2, regs[RSP]
         width, port = ENTRY_WIDTH, SYSCALL

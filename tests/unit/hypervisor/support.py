@@ -52,6 +52,7 @@ class Engine:
     tsc_khz: int | None = None
     forgets_code = False
     shadows_tables = False
+    memory: memoryview | None = None
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -79,7 +80,7 @@ class Engine:
     def switch_to(self, cpu: Cpu) -> None:
         self.calls.append(("switch", cpu))
 
-    def attach(self, handler: Any, shortcuts: Any = None) -> None:
+    def attach(self, handler: Any, shortcuts: Any = None, program: Any = None) -> None:
         self.handler = handler
 
     def run(self, *beside: Cpu) -> None:

@@ -115,6 +115,7 @@ def set_iopl(hv: Hypervisor, caller: Vcpu, argument: PhysdevSetIopl) -> None:
     if argument.iopl > _IOPL_MAX:
         raise XenError(EINVAL, f"I/O privilege level {argument.iopl}")
     caller.iopl = argument.iopl
+    caller.show_iopl()
 
 
 @operation(HYPERVISOR_physdev_op, PHYSDEVOP_set_iobitmap)

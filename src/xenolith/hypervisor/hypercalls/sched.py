@@ -341,6 +341,7 @@ def register_vcpu_info(hv: Hypervisor, vcpu: Vcpu, argument: VcpuRegisterVcpuInf
     else:
         ram[new : new + _INFO_BYTES] = bytes(ram[target.info_maddr : target.info_maddr + _INFO_BYTES])
     target.info_maddr, target.info_registered = new, True
+    target.cpu.show(new)
     hv.timekeeping.update_vcpu_time(target)
     vcpu.domain.events.mark_all_pending(target)
     return 0

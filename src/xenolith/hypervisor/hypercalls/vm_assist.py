@@ -51,4 +51,6 @@ def vm_assist(hv: Hypervisor, caller: Vcpu, command: int, kind: int) -> int:
         domain.vm_assist &= ~(1 << kind)
     else:
         raise XenError(ENOSYS, f"there is no vm_assist command {command}")
+    for vcpu in domain.vcpus:
+        vcpu.show_iopl()
     return 0
