@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import IN_RING0
 from tests.guest.pvguest import (
+    NO_EXCEPTION,
     USER_DATA,
     USER_STACK,
     USER_SYSCALL,
@@ -48,7 +49,7 @@ IN_RING0_TOO = True
 
 USER_CS, USER_SS = 0xE033, 0xE02B
 ID = 1 << 21
-GENERAL_PROTECTION, PAGE_FAULT = 13, 14
+BREAKPOINT, GENERAL_PROTECTION, PAGE_FAULT = 3, 13, 14
 UNMAPPED = 0x7000_0000_0000
 NON_CANONICAL = 0x8000_0000_0000
 TOP = 1 << 64
@@ -73,8 +74,8 @@ def set_syscall_callback(guest: PvGuest, routine: str, flags: int = 0, vcpu: int
     assert guest.operation(HYPERVISOR_callback_op, 0, register, vcpu=vcpu) == 0
 
 
-def set_page_fault_handler(guest: PvGuest, routine: str, flags: int = 0, vcpu: int = 0) -> None:
-    entry = struct.pack("<BBHIQ", PAGE_FAULT, flags, USER_CS, 0, guest.symbols[routine])
+def set_handler(guest: PvGuest, vector: int, routine: str, flags: int = 0, vcpu: int = 0) -> None:
+    entry = struct.pack("<BBHIQ", vector, flags, USER_CS, 0, guest.symbols[routine])
     assert guest.hypercall(HYPERVISOR_set_trap_table, guest.arguments(entry + bytes(16)), vcpu=vcpu) == 0
 
 
@@ -120,7 +121,7 @@ def test_frame_of_a_system_call(user: PvGuest, masked: bool, masks: bool, iopl: 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("masks", [False, True])
 def test_frame_of_a_page_fault(user: PvGuest, masked: bool, masks: bool) -> None:
-    set_page_fault_handler(user, "trap_14_0", 4 if masks else 0)
+    set_handler(user, PAGE_FAULT, "trap_14_0", 4 if masks else 0)
     assert return_to(user, "user_poke", rflags=AC if masked else AC | IF).fault == (PAGE_FAULT, 6)
     rcx, r11, error, rip, code, flags, rsp, stack = frame(user, 8)
     assert (rcx, r11, error, rip) == (13, 12, 6, user.user_address("user_poke"))
@@ -240,7 +241,7 @@ def prepare_to_serve(guest: PvGuest, vcpu: int = 0) -> None:
     guest.write_words(kernel, KERNEL_WORD + vcpu)
     guest.write_words(users, USER_WORD + vcpu)
     set_syscall_callback(guest, f"serve_call_{vcpu}", vcpu=vcpu)
-    set_page_fault_handler(guest, f"serve_fault_{vcpu}", vcpu=vcpu)
+    set_handler(guest, PAGE_FAULT, f"serve_fault_{vcpu}", vcpu=vcpu)
     for which, base in ((SEGBASE_GS_KERNEL, kernel), (SEGBASE_GS_USER, USER_DATA + 8 * vcpu), (SEGBASE_FS, 0)):
         assert guest.hypercall(HYPERVISOR_set_segment_base, which, base, vcpu=vcpu) == 0
     assert guest.hypercall(HYPERVISOR_stack_switch, USER_SS, guest.symbols[f"stack_top_{vcpu}"], vcpu=vcpu) == 0
@@ -289,6 +290,15 @@ def test_modes_do_not_mix_under_kicks(machine: TestMachine, user: PvGuest) -> No
     begin_to_serve(user, 10 * ROUNDS)
     with kicks(machine):
         assert user.finish(limit_s=60).vector == USER_SYSCALL
+
+
+def test_no_breakpoint_is_lost_under_kicks(machine: TestMachine, user: PvGuest) -> None:
+    set_handler(user, BREAKPOINT, "serve_break_0", flags=3)
+    with kicks(machine):
+        user.begin_user("user_broken", 2 * ROUNDS)
+        assert user.finish(limit_s=60).vector == USER_SYSCALL
+        user.begin("broken", 2 * ROUNDS)
+        assert user.finish(limit_s=60).vector == NO_EXCEPTION
 
 
 def test_two_vcpus_serve_at_the_same_time(

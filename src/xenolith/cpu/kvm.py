@@ -26,7 +26,7 @@ from typing import Final
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu import native
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, Cpu, ExitHandler, gaps
-from xenolith.cpu.kvm_cpu import CR2, CR3, KvmCpu
+from xenolith.cpu.kvm_cpu import CR2, CR3, SOFTWARE_EXCEPTIONS, KvmCpu
 from xenolith.cpu.kvm_entry import (
     COMPAT_SYSCALL,
     DONE,
@@ -90,7 +90,7 @@ _EFER: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
 _SYSCALL_CLEARS: Final = TF | IF | DF | NT | 0x40000
 _RING0_FLAGS: Final = 2
 _WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
-_SOFTWARE_VECTORS: Final = frozenset((3, 4, *range(32, 256)))
+_SOFTWARE_VECTORS: Final = frozenset((*SOFTWARE_EXCEPTIONS, *range(32, 256)))
 _INVALID_OPCODE: Final = 6
 _GENERAL_PROTECTION: Final = 13
 _PAGE_FAULT: Final = 14
@@ -555,6 +555,8 @@ class KvmEngine:
 
     def _raise(self, cpu: KvmCpu, vector: int, error_code: int) -> None:
         """Tell the handler of an exception."""
+        if vector in SOFTWARE_EXCEPTIONS:
+            cpu.forget_event()
         software = vector in _SOFTWARE_VECTORS
         if vector == _GENERAL_PROTECTION and error_code & 3 == _FROM_TABLE and error_code >> 3 < 256:
             vector, error_code, software = error_code >> 3, 0, True

@@ -29,6 +29,8 @@ CR3: Final = (abi.RUN_SREGS + abi.SREGS_CR3) // 8
 _REGS_WORD: Final = abi.RUN_REGS // 8
 _DIRTY_WORD: Final = abi.RUN_DIRTY_REGS // 8
 _GDT_BASE: Final = (abi.RUN_SREGS + abi.SREGS_GDT) // 8
+SOFTWARE_EXCEPTIONS: Final = (3, 4)
+"""#BP and #OF."""
 _BREAKPOINTS: Final = 0xFF
 """Of DR7: which ones are active."""
 _ALL_REGS: Final = abi.SYNC_REGS | abi.SYNC_SREGS
@@ -309,9 +311,16 @@ class KvmCpu(KvmState):
         return self.words[abi.RUN_IO_PORT // 8] >> 8 * (abi.RUN_IO_PORT % 8) & 0xFFFF
 
     def has_event(self) -> bool:
-        """Whether KVM has an exception to deliver that it had begun with."""
-        events = abi.answer(self.fd, abi.GET_VCPU_EVENTS, abi.EVENTS_BYTES)
-        return bool(events[0] or events[3])
+        """Whether KVM has an exception to deliver that it had begun with.
+
+        Of INT3 and INTO it tells nothing but their number, which stays there until `forget_event`.
+        """
+        injected, vector, _, pending, *_ = abi.answer(self.fd, abi.GET_VCPU_EVENTS, abi.EVENTS_BYTES)
+        return bool(injected or pending or vector in SOFTWARE_EXCEPTIONS)
+
+    def forget_event(self) -> None:
+        """To be called when INT3 or INTO has been delivered."""
+        abi.request(self.fd, abi.SET_VCPU_EVENTS, bytes(abi.EVENTS_BYTES))
 
     def visit_root(self, root: int) -> None:
         """Have KVM load another CR3, for a moment."""

@@ -317,6 +317,22 @@
 1:      pushf
         pop     %rax
         ret
+        routine broken                          # the same in the kernel
+        push    %rbx
+        push    %rbp
+        mov     %rdi, %rbx
+        xor     %ebp, %ebp
+1:      mov     %rbp, %r8
+        int3
+        inc     %r8
+        cmp     %r8, %rbp
+        jne     2f
+        dec     %rbx
+        jnz     1b
+        pop     %rbp
+        pop     %rbx
+        ret
+2:      ud2
 
 # User mode: mapped at its own address in the user's page tables.
         .balign 4096
@@ -412,6 +428,19 @@
         pop     24(%rsi)
         mov     $1, %eax
         syscall
+        routine user_broken                     # (rounds): breakpoints, all of which are noticed
+        mov     %rdi, %rbx
+        xor     %ebp, %ebp
+1:      mov     %rbp, %r8
+        int3
+        inc     %r8
+        cmp     %r8, %rbp
+        jne     2f
+        dec     %rbx
+        jnz     1b
+        mov     $1, %eax
+        syscall
+2:      ud2
         routine user_served                     # (rounds, no memory, answer, word at GS): calls and faults, see serve_call
         mov     %rdi, %rbx
         mov     %rcx, %r9

@@ -162,6 +162,15 @@ serve_call_\cpu:
         push    %r11
         push    %rax
         hypercall call_iret
+serve_break_\cpu:                       # a breakpoint, counted in RBP
+        inc     %rbp
+        pop     %rcx
+        pop     %r11
+        push    $0
+        push    %rcx
+        push    %r11
+        push    %rax
+        hypercall call_iret
 serve_fault_\cpu:
         pop     %rcx
         pop     %r11
