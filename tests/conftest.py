@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.patience import PATIENCE
 from xenolith.cpu.kvm import KvmEngine
 from xenolith.errors import UserError
 from xenolith.hypervisor.native_exits import COMPILED
@@ -23,6 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[_ENGINES] = asked or ("unicorn" if why_not_kvm() else "unicorn kvm")
     if not asked:
         os.environ["XENOLITH_ENGINE"] = "unicorn"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    limit_s = float(config.getini("timeout")) * PATIENCE
+    for item in items:
+        item.add_marker(pytest.mark.timeout(limit_s))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
