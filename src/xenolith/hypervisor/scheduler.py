@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 SLICE_NS: Final = 10_000_000
 """How long a vCPU runs while others want to. One that wakes does not wait for its end."""
-_LONGEST_SLICE_NS: Final = 200_000_000
-"""Where turns are longer the more vCPUs take them, because more of each one's code is forgotten from one to the next.
-Linux complains if it had none for 20 s."""
+_LONGEST_ROUND_NS: Final = 5_000_000_000
+"""Of turns where the engine forgets code: one guest's is lost to that of the others, and the more there are, the longer
+must each turn be to be worth translating it again. Linux complains if it had no turn for 20 s."""
 _SLEEPER_BONUS_NS: Final = 1_000_000
 """How far behind the others a vCPU that wakes may at most be."""
 _DEFAULT_WEIGHT: Final = 256
@@ -65,7 +65,8 @@ class Scheduler:
     def _slice_ns(self) -> int:
         if not self._hv.engine.forgets_code:
             return SLICE_NS
-        return min(SLICE_NS * sum(map(_wants, self._hv.all_vcpus())), _LONGEST_SLICE_NS)
+        guests = len({vcpu.domain.domid for vcpu in self._hv.all_vcpus() if _wants(vcpu)}) or 1
+        return min(SLICE_NS * guests**2, _LONGEST_ROUND_NS // guests)
 
     def slice_end(self, running: Sequence[Vcpu]) -> int | None:
         """The system time at which others take their turn, if those that run from now on are not stopped before; None:
