@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import stat
 import struct
 import time
@@ -22,9 +23,9 @@ _FLOCK: Final = "hhqqi4x"
 """struct flock: type, whence, start, length, pid."""
 _PAGE: Final = 4096
 _FEW_BYTES: Final = 64 << 10
-_SLOW_S: Final = 0.02
-"""Longer than a copy to memory takes where others want the processor, too."""
-_PATIENCE_S: Final = 10.0
+_SLOW_S: Final = 0.005
+_PATIENCE: Final = 20
+"""How many times as long as a write waited the next ones are left to threads."""
 _BUSY: Final = (errno.EACCES, errno.EAGAIN, errno.EBUSY)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -97,13 +98,14 @@ class HostFile:
         begun = time.monotonic()
         if (offset | length) % _PAGE or length > _FEW_BYTES or begun < self._slow_until:
             return False
+        waits = _waits()
         try:
             done = os.pwritev(self._fd, buffers[:_IOV_MAX], offset)
         except OSError:
             return False
         ended = time.monotonic()
-        if ended - begun > _SLOW_S:
-            self._slow_until = ended + _PATIENCE_S
+        if ended - begun > _SLOW_S and _waits() != waits:
+            self._slow_until = ended + _PATIENCE * (ended - begun)
         return done == length
 
     def sync(self) -> None:
@@ -155,6 +157,11 @@ class HostFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _waits() -> int:
+    """How often this thread has waited for something, other than its turn on a processor."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def advance(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
