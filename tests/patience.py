@@ -5,5 +5,5 @@ from __future__ import annotations
 import os
 from typing import Final
 
-PATIENCE: Final = 4 if os.environ.get("XENOLITH_ENGINE") == "kvm" else 1
+PATIENCE: Final = 8 if os.environ.get("XENOLITH_ENGINE") == "kvm" else 1
 """What time limits of tests with real kernels are multiplied by. (tests/conftest.py says which engine that is.)"""
