@@ -362,11 +362,11 @@ def test_spinning_guests_share_the_processor(machine: TestMachine, guest: PvGues
     other = machine.start("other")
     guest.begin("spin", guest.page(0))
     other.begin("spin", other.page(0))
-    machine.run_for(0.2)
+    machine.run_for(0.8)
     ran = [each.domain.vcpus[0].vruntime_ns for each in (guest, other)]
     assert guest.word(guest.page(0)) > 1000
     assert other.word(other.page(0)) > 1000
-    assert abs(ran[0] - ran[1]) < 50 * MS
+    assert min(ran) > max(ran) // 3
     assert bystander.call("nothing").rax == 42
 
 
