@@ -131,4 +131,6 @@ def _engine(engine: EngineReport) -> str:
         words.append(f"hot loops run {'on the host processor' if engine.runs_loops else 'in the emulator'}")
     if engine.processors is not None and engine.processors > 1:
         words.append(f"runs {engine.processors} vCPUs at the same time")
+    if engine.works_in_ring0:
+        words.append("handles the commonest exits in ring 0")
     return "; ".join(words)

@@ -154,6 +154,8 @@ class Engine(Protocol):
 
     processors: int
     """How many `Cpu`s can run at the same time."""
+    works_in_ring0: bool | None
+    """Whether processors execute a `Program` for ring 0, once the engine has started."""
     lacks: frozenset[str]
     """Keys of LACKING."""
     entry_table: int

@@ -318,6 +318,7 @@ class UnicornEngine:
     forgets_code = True
     shadows_tables = False
     memory: memoryview | None = None
+    works_in_ring0: bool | None = False
 
     def __init__(self, ram: Ram, ram_ranges: list[range] | None = None) -> None:
         library = _load_library()

@@ -40,6 +40,8 @@ class EngineReport:
     """Whether the host's processor runs a guest's small hot loops."""
     processors: int | None = None
     """How many vCPUs run at the same time."""
+    works_in_ring0: bool | None = None
+    """Whether the commonest exits are none, but are handled in ring 0 of the guest's processor."""
     lacks: tuple[str, ...] = ()
     """What guests cannot have on it, one sentence each."""
 
@@ -203,5 +205,6 @@ def _measured(name: str, about: str, version: str) -> EngineReport:
         exit_us=round(speed.exit_us, 2),
         million_instructions_per_second=round(speed.million_instructions_per_second),
         processors=engine.processors,
+        works_in_ring0=engine.works_in_ring0,
         lacks=tuple(LACKING[what] for what in sorted(engine.lacks)),
     )

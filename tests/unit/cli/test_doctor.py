@@ -18,7 +18,9 @@ def host(**changes: object) -> HostReport:
         memory_available=2 << 30,
         memory_needed=662 << 20,
         engines=[
-            EngineReport("unicorn", True, "emulates", "2.1.4", True, 0.61, 1400.0, True, processors=3),
+            EngineReport(
+                "unicorn", True, "emulates", "2.1.4", True, 0.61, 1400.0, True, processors=3, works_in_ring0=True
+            ),
             EngineReport("kvm", False, "no"),
         ],
         kernels=[KernelReport("debian", "cache", "/cache/vmlinuz", True, "it boots")],
@@ -46,7 +48,7 @@ def test_text(examined: HostReport) -> None:
         "+ memory     2048 MiB free, 662 MiB for the usual machine",
         "+ unicorn  2.1.4; emulates; stops a guest that spins; 0.61 µs an exit; 1400 million instructions a second",
         "hot loops run on the host processor",
-        "runs 3 vCPUs at the same time",
+        "runs 3 vCPUs at the same time; handles the commonest exits in ring 0",
         "- kvm      no",
         "+ debian  cache: it boots",
         "- cc  missing, for tests",
