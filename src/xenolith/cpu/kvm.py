@@ -99,8 +99,6 @@ _FROM_TABLE: Final = 2
 _INT_N: Final = 0xCD
 _KICKED_AGAIN_S: Final = 0.01
 """A kick while an exception is being delivered lets that happen first, and the processor may then go on."""
-_RING0_IS_NATIVE_US: Final = 1.0
-"""Microseconds for nine instructions in ring 0, up to which they are executed and not interpreted."""
 _MOST_RETRIES: Final = 1000
 """Exceptions in our own code, one after another, before we take it that it does not run."""
 
@@ -178,7 +176,7 @@ class KvmEngine:
         try:
             found = proof.find()
             wanted = self.works_in_ring0
-            self.works_in_ring0 = proof.replay_us() < _RING0_IS_NATIVE_US if wanted is None else wanted
+            self.works_in_ring0 = proof.ring0_is_fast() if wanted is None else wanted
         except (Unproven, OSError) as reason:
             raise UserError(f"this host's KVM cannot run PV guests: {reason}", _INSTEAD) from None
         finally:
