@@ -7,6 +7,7 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <emmintrin.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -399,3 +400,26 @@ void tcg_gen_exit_tb_x86_64(void *context, void *block, unsigned number)
     }
     library.generate_exit(context, block, number);
 }
+
+/* -- shifts of vectors -------------------------------------------------------------------------------------------------- */
+
+/* The count was just stored in halves of 32 bits, and the vector is stored in halves of 64 bits; what loads more than
+ * that at once waits until the store has got to the cache. */
+#define SHIFT(name, shift) \
+    void helper_##name##_xmm_x86_64(struct cpu_state *state, int64_t vector[2], const uint32_t count[2]) \
+    { \
+        (void)state; \
+        __m128i by = _mm_cvtsi64_si128((int64_t)((uint64_t)count[1] << 32 | count[0])); \
+        __m128i shifted = _mm_##shift(_mm_set_epi64x(vector[1], vector[0]), by); \
+        vector[0] = _mm_cvtsi128_si64(shifted); \
+        vector[1] = _mm_cvtsi128_si64(_mm_unpackhi_epi64(shifted, shifted)); \
+    }
+
+SHIFT(psllw, sll_epi16)
+SHIFT(pslld, sll_epi32)
+SHIFT(psllq, sll_epi64)
+SHIFT(psrlw, srl_epi16)
+SHIFT(psrld, srl_epi32)
+SHIFT(psrlq, srl_epi64)
+SHIFT(psraw, sra_epi16)
+SHIFT(psrad, sra_epi32)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.unit.cpu.bench import ALL, CODE, NX, OTHER_ROOT, ROOT, STACK_TOP, Bench
 from xenolith.cpu.compiled import SWITCH
 from xenolith.cpu.registers import RIP, RSP
 from xenolith.cpu.replacements import COMPILED
+
+WORD = (1 << 64) - 1
 
 PAGE, OTHER_PAGE = 0x20000, 0x21000
 """Frames for code."""
@@ -96,3 +100,37 @@ def test_two_engines_do_not_know_of_each_other(bench: Bench) -> None:
     another.run("ffd1 ee", rcx=WHERE, rsp=STACK_TOP)
     bench.run("ffd1 ee", rcx=WHERE, rsp=STACK_TOP)
     assert (bench["rax"], another["rax"]) == (1, 2)
+
+
+SHIFTS = {
+    ("71", 6): (16, lambda lane, by: lane << by), ("72", 6): (32, lambda lane, by: lane << by),
+    ("73", 6): (64, lambda lane, by: lane << by), ("71", 2): (16, lambda lane, by: (lane & 0xFFFF) >> by),
+    ("72", 2): (32, lambda lane, by: (lane & 0xFFFF_FFFF) >> by), ("73", 2): (64, lambda lane, by: (lane & WORD) >> by),
+    ("71", 4): (16, lambda lane, by: lane >> by), ("72", 4): (32, lambda lane, by: lane >> by),
+}  # fmt: skip
+"""By the second byte of the opcode, and what stands in ModRM: the width of a lane, and what becomes of a signed one."""
+
+
+@pytest.mark.parametrize("by", [0, 1, 7, 15, 16, 31, 32, 63, 64, 255])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_vectors_are_shifted(bench: Bench, shift: tuple[str, int], by: int) -> None:
+    """Once by a number in the instruction, once by one in a register: the sum of both halves of each."""
+    (opcode, kind), (width, lanewise) = shift, SHIFTS[shift]
+    low, high = 0x8001_7FFF_FFFE_0003, 0x1234_8765_0FED_CBA9
+    load = "66480f6ec0 66480f6ecb 660f6cc1"  # movq xmm0, rax; movq xmm1, rbx; punpcklqdq xmm0, xmm1
+    store = "66480f7ec0 660f73d808 66480f7ec3 ee"  # movq rax, xmm0; psrldq xmm0, 8; movq rbx, xmm0; out dx, al
+    register = {6: "f", 2: "d", 4: "e"}[kind] + {"71": "1", "72": "2", "73": "3"}[opcode]
+    immediate = f"660f{opcode}{0xC0 | kind << 3:02x}{by:02x}"
+    by_register = f"66480f6ed1 660f{register}c2"  # movq xmm2, rcx; the shift of xmm0 by xmm2
+    for instruction in (immediate, by_register):
+        bench.run(load + instruction + store, rax=low, rbx=high, rcx=by)
+        assert (bench["rax"], bench["rbx"]) == tuple(_shifted(half, width, lanewise, by) for half in (low, high))
+
+
+def _shifted(half: int, width: int, lanewise: Callable[[int, int], int], by: int) -> int:
+    lanes = []
+    for at in range(0, 64, width):
+        lane = half >> at & (1 << width) - 1
+        signed = lane - (1 << width) if lane >> width - 1 else lane
+        lanes.append((lanewise(signed, by) & (1 << width) - 1) << at)
+    return sum(lanes)
