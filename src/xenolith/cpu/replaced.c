@@ -401,18 +401,36 @@ void tcg_gen_exit_tb_x86_64(void *context, void *block, unsigned number)
     library.generate_exit(context, block, number);
 }
 
-/* -- shifts of vectors -------------------------------------------------------------------------------------------------- */
+/* -- vectors ------------------------------------------------------------------------------------------------------------ */
 
-/* The count was just stored in halves of 32 bits, and the vector is stored in halves of 64 bits; what loads more than
- * that at once waits until the store has got to the cache. */
-#define SHIFT(name, shift) \
-    void helper_##name##_xmm_x86_64(struct cpu_state *state, int64_t vector[2], const uint32_t count[2]) \
+/* Registers are stored in halves of 64 bits, and the counts of shifts in halves of 32 bits, mostly just before they are
+ * used here. What loads more than was stored at once (as compilers do, if they may) waits until it has got to the cache. */
+
+static inline __m128i load(const volatile int64_t vector[2])
+{
+    int64_t low = vector[0], high = vector[1];
+    return _mm_set_epi64x(high, low);
+}
+
+static inline void store(volatile int64_t vector[2], __m128i value)
+{
+    vector[0] = _mm_cvtsi128_si64(value);
+    vector[1] = _mm_cvtsi128_si64(_mm_unpackhi_epi64(value, value));
+}
+
+#define SHIFT(name, operation) \
+    void helper_##name##_xmm_x86_64(struct cpu_state *state, int64_t vector[2], const volatile uint32_t count[2]) \
     { \
         (void)state; \
-        __m128i by = _mm_cvtsi64_si128((int64_t)((uint64_t)count[1] << 32 | count[0])); \
-        __m128i shifted = _mm_##shift(_mm_set_epi64x(vector[1], vector[0]), by); \
-        vector[0] = _mm_cvtsi128_si64(shifted); \
-        vector[1] = _mm_cvtsi128_si64(_mm_unpackhi_epi64(shifted, shifted)); \
+        uint32_t low = count[0], high = count[1]; \
+        store(vector, _mm_##operation(load(vector), _mm_cvtsi64_si128((int64_t)((uint64_t)high << 32 | low)))); \
+    }
+
+#define COMBINE(name, operation) \
+    void helper_##name##_xmm_x86_64(struct cpu_state *state, int64_t vector[2], const int64_t other[2]) \
+    { \
+        (void)state; \
+        store(vector, _mm_##operation(load(vector), load(other))); \
     }
 
 SHIFT(psllw, sll_epi16)
@@ -423,3 +441,9 @@ SHIFT(psrld, srl_epi32)
 SHIFT(psrlq, srl_epi64)
 SHIFT(psraw, sra_epi16)
 SHIFT(psrad, sra_epi32)
+COMBINE(pand, and_si128)
+COMBINE(pandn, andnot_si128)
+COMBINE(por, or_si128)
+COMBINE(pxor, xor_si128)
+COMBINE(paddl, add_epi32)
+COMBINE(paddq, add_epi64)

@@ -11,7 +11,7 @@ from xenolith.cpu.compiled import SWITCH
 from xenolith.cpu.registers import RIP, RSP
 from xenolith.cpu.replacements import COMPILED
 
-WORD = (1 << 64) - 1
+WORD, LOW = (1 << 64) - 1, (1 << 32) - 1
 
 PAGE, OTHER_PAGE = 0x20000, 0x21000
 """Frames for code."""
@@ -125,6 +125,22 @@ def test_vectors_are_shifted(bench: Bench, shift: tuple[str, int], by: int) -> N
     for instruction in (immediate, by_register):
         bench.run(load + instruction + store, rax=low, rbx=high, rcx=by)
         assert (bench["rax"], bench["rbx"]) == tuple(_shifted(half, width, lanewise, by) for half in (low, high))
+
+
+COMBINED = {
+    "db": lambda a, b: a & b, "df": lambda a, b: ~a & b, "eb": lambda a, b: a | b, "ef": lambda a, b: a ^ b,
+    "d4": lambda a, b: a + b, "fe": lambda a, b: (a & LOW) + (b & LOW) & LOW | (a & ~LOW) + (b & ~LOW),
+}  # fmt: skip
+"""By the second byte of the opcode: a half of the first and of the second vector to one of the result."""
+
+
+@pytest.mark.parametrize("opcode", COMBINED)
+def test_vectors_are_combined(bench: Bench, opcode: str) -> None:
+    low, high, other = 0x8001_7FFF_FFFE_0003, 0xF234_8765_0FED_CBA9, 0x9234_5678_8BCD_EF01
+    load = "66480f6ec0 66480f6ecb 660f6cc1 66480f6ed1 660f6cd2"  # xmm0: rbx, rax; xmm2: rcx twice
+    store = "66480f7ec0 660f73d808 66480f7ec3 ee"
+    bench.run(f"{load} 660f{opcode}c2 {store}", rax=low, rbx=high, rcx=other)
+    assert (bench["rax"], bench["rbx"]) == tuple(COMBINED[opcode](half, other) & WORD for half in (low, high))
 
 
 def _shifted(half: int, width: int, lanewise: Callable[[int, int], int], by: int) -> int:
