@@ -234,6 +234,10 @@ class Engine(Protocol):
     def load_root(self, maddr: int) -> None:
         """The current processor uses the L4 table at `maddr` and forgets all cached translations."""
 
+    def change_mode(self, maddr: int, kernel_mode: bool) -> bool:
+        """The current processor uses the L4 table at `maddr`, of the guest's other mode, if it has kept what it knew of
+        that. False: the caller loads it."""
+
     def still_has(self, maddr: int) -> bool:
         """Whether the current processor ran last, on the L4 table at `maddr`, and can go on with its translations."""
 

@@ -270,6 +270,9 @@ class KvmEngine:
             cpu.root = maddr
             cpu.flush = True
 
+    def change_mode(self, maddr: int, kernel_mode: bool) -> bool:
+        return False
+
     def still_has(self, maddr: int) -> bool:
         return False
 

@@ -101,6 +101,13 @@ static void mapping_removed(void *processor, uint64_t mfn)
         madvise(e->mirror + (mfn << 12), 4096, MADV_DONTNEED);
 }
 
+/* There is one set of translations. */
+static bool change_mode(struct cpu_state *state, uint64_t root, bool kernel_mode)
+{
+    (void)state, (void)root, (void)kernel_mode;
+    return false;
+}
+
 static void make_current(struct kvm_cpu *c)
 {
     struct processor *p = c->engine->processor;
@@ -113,6 +120,7 @@ static void make_current(struct kvm_cpu *c)
     p->root = &c->root;
     p->set_root = set_root;
     p->uncommon_flags = FLAG_TF; /* and all faults have RF */
+    p->change_mode = change_mode;
     p->processor = c;
     p->flush = flush;
     p->flush_page = flush_page;

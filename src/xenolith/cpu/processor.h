@@ -5,6 +5,7 @@
 #ifndef XENOLITH_PROCESSOR_H
 #define XENOLITH_PROCESSOR_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define FLAGS_ARITHMETIC 0x8D5u
@@ -58,6 +59,7 @@ struct processor {
     uint64_t *root;                     /* what the engine last loaded into CR3 */
     uint32_t (*arithmetic_flags)(struct cpu_state *, int cc_op);
     void (*set_root)(struct cpu_state *, uint64_t root);
+    bool (*change_mode)(struct cpu_state *, uint64_t root, bool kernel_mode); /* false: call set_root instead */
     void *processor;                    /* what the next three are called with */
     void (*flush)(void *processor);
     void (*flush_page)(void *processor, uint64_t vaddr);

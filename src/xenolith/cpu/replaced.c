@@ -51,8 +51,9 @@ struct tlb_fast {
     struct entry *entries;
 };
 
-/* What lies just before struct cpu_state: the end of CPUNegativeOffsetState. */
+/* What lies just before struct cpu_state (CPUNegativeOffsetState). */
 struct before_state {
+    uint64_t dirty, flushes[3]; /* a bit for each TLB that is not empty */
     struct tlb tlbs[TLBS];
     uint64_t alignment;
     struct tlb_fast fast[TLBS];
@@ -101,6 +102,7 @@ struct engine {
     char *no_code;              /* the library's answer where no block is known */
     const size_t *invalidated;  /* how many blocks have become invalid */
     size_t seen_invalidated;
+    uint64_t other_root;        /* whose translations OTHER_TLB has */
     bool is_clean;
     struct jump jumps[JUMPS];
     uint8_t code[MOST_FRAMES / 8];
@@ -279,6 +281,39 @@ void tb_flush_x86_64(void *cpu)
         memset(engine->code, 0, sizeof engine->code);
     }
     library.flush_code(cpu);
+}
+
+/* -- a guest's two modes ------------------------------------------------------------------------------------------------ */
+
+/* All guests' code uses the library's TLB for CPL 3. While a guest is in one mode, the translations of its other mode are
+ * in a TLB that is used at lower CPLs only, and so never; whatever flushes one flushes the other. As code at the same
+ * address may be another one in the other mode, it gets a flag of its own, which means nothing at CPL 3. */
+#define OTHER_TLB 0             /* MMU_KSMAP_IDX */
+#define GUEST_TLB 1             /* MMU_USER_IDX */
+#define KERNEL_MODE (1u << 23)  /* HF_SMAP_MASK */
+
+/* Use the L4 table at `root`, of the guest's other mode, with its translations. False if there are none: then the caller
+ * loads it. */
+bool xenolith_change_mode(struct cpu_state *state, uint64_t root, bool kernel_mode)
+{
+    struct engine *engine = engine_of(state);
+    struct before_state *b = before(state);
+    if (!engine)
+        return false;
+    state->hflags = kernel_mode ? state->hflags | KERNEL_MODE : state->hflags & ~KERNEL_MODE;
+    bool is_known = engine->other_root == root;
+    engine->other_root = state->cr[3];
+    if (!is_known)
+        return false;
+    struct tlb tlb = b->tlbs[GUEST_TLB];
+    struct tlb_fast fast = b->fast[GUEST_TLB];
+    b->tlbs[GUEST_TLB] = b->tlbs[OTHER_TLB];
+    b->fast[GUEST_TLB] = b->fast[OTHER_TLB];
+    b->tlbs[OTHER_TLB] = tlb;
+    b->fast[OTHER_TLB] = fast;
+    b->dirty |= 1 << GUEST_TLB | 1 << OTHER_TLB;
+    state->cr[3] = root;
+    return true;
 }
 
 /* -- writes to code ----------------------------------------------------------------------------------------------------- */

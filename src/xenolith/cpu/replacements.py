@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from xenolith.cpu.compiled import Compiled
 
@@ -14,6 +14,7 @@ COMPILED: Final = Compiled(_HERE / "replaced.so", (_HERE / "replaced.c", _HERE /
 _BUILD_ID: Final = bytes.fromhex("44285d3e80527122e9e361928189385906ec813e")
 """Of unicorn 2.1.4 from PyPI for x86-64 Linux (readelf -n); another build lays its structures out as it likes."""
 _BUILD_ID_WITHIN: Final = 4096
+_MODE_CHANGE = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_bool)
 
 
 class Library(NamedTuple):
@@ -29,6 +30,12 @@ class Library(NamedTuple):
         take = self.replacements.xenolith_take_engine
         take.restype = ctypes.c_bool
         return bool(take(uc))
+
+    def change_mode(self) -> Any:
+        """The function that changes between a guest's two modes: (state, root, kernel mode) to whether it did."""
+        if self.replacements is None:
+            return _MODE_CHANGE(lambda _state, _root, _kernel_mode: False)
+        return _MODE_CHANGE(("xenolith_change_mode", self.replacements))
 
 
 @cache

@@ -33,6 +33,7 @@ class Processor(Structure):
         ("root", c_void_p),
         ("arithmetic_flags", c_void_p),
         ("set_root", c_void_p),
+        ("change_mode", c_void_p),
         ("processor", c_void_p),
         ("flush", c_void_p),
         ("flush_page", c_void_p),

@@ -341,6 +341,8 @@ class UnicornEngine:
         self._cr3_ref = ctypes.byref(self._cr3)
         self._locate_state()
         self._sees_all_writes = library.take_engine(self._uc)
+        self._change_mode = library.change_mode()
+        self._state = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._live))
         self._breakpoints = Breakpoints(
             self._lib, self._cpu_pointer.value or 0, self._words, _EFLAGS_WORD, self.debug_word, page_of_code
         )
@@ -624,6 +626,12 @@ class UnicornEngine:
         self._cr3.value = maddr
         self._reg_write(self._uc, _REG_CR3, self._cr3_ref)
 
+    def change_mode(self, maddr: int, kernel_mode: bool) -> bool:
+        if not self._change_mode(self._state, maddr, kernel_mode):
+            return False
+        self._cr3.value = maddr
+        return True
+
     def still_has(self, maddr: int) -> bool:
         """As shipped the library does not see all writes to code, and has to look again at each page now and then."""
         return self._sees_all_writes and self._cr3.value == maddr
@@ -782,8 +790,7 @@ class UnicornEngine:
             arithmetic_flags, set_root = self._lib.cpu_cc_compute_all_x86_64, self._lib.cpu_x86_update_cr3_x86_64
         except AttributeError:
             return False
-        state = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._live))
-        processor = shortcuts.processor
+        processor, state = shortcuts.processor, self._state
         processor.state = state
         processor.debug = state + self.debug_word * 8
         processor.error_code = state + self._error_at * 4
@@ -793,6 +800,7 @@ class UnicornEngine:
         processor.uncommon_flags = _TF_RF
         processor.arithmetic_flags = ctypes.cast(arithmetic_flags, ctypes.c_void_p)
         processor.set_root = ctypes.cast(set_root, ctypes.c_void_p)
+        processor.change_mode = ctypes.cast(self._change_mode, ctypes.c_void_p)
         processor.processor = self._cpu_pointer
         processor.flush = ctypes.cast(self._lib.tlb_flush_x86_64, ctypes.c_void_p)
         processor.flush_page = ctypes.cast(self._lib.tlb_flush_page_x86_64, ctypes.c_void_p)

@@ -158,7 +158,11 @@ static void toggle_mode(struct machine *m, struct vcpu *v)
     s->segments[GS].base = v->other_gs_base;
     v->other_gs_base = base;
     v->kernel_mode = !v->kernel_mode;
-    load_root(m, v->kernel_mode ? v->kernel_root : v->user_root);
+    uint64_t root = v->kernel_mode ? v->kernel_root : v->user_root;
+    if (m->processor.change_mode(s, root, v->kernel_mode))
+        *m->processor.root = root;
+    else
+        load_root(m, root);
 }
 
 /* What of the interrupted code goes into the frame on the kernel's stack. */

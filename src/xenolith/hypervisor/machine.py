@@ -299,6 +299,12 @@ class Hypervisor:
             self.frames.flushed()
         self.engine.load_root(maddr)
 
+    def change_mode(self, vcpu: Vcpu) -> None:
+        """The current vCPU is in its other mode now, whose page tables its processor uses."""
+        root = vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root
+        if not self.engine.change_mode(root, vcpu.kernel_mode):
+            self.load_root(root)
+
     def flush_all(self) -> None:
         self.frames.flushed()
         self.engine.flush_all()

@@ -270,13 +270,13 @@ class Traps:
         vcpu.kernel_mode = True
         cpu = vcpu.cpu
         cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, cpu.gs_base
-        self._hv.load_root(vcpu.kernel_root)
+        self._hv.change_mode(vcpu)
 
     def enter_user(self, vcpu: Vcpu) -> None:
         vcpu.kernel_mode = False
         cpu = vcpu.cpu
         cpu.gs_base, vcpu.other_gs_base = vcpu.other_gs_base, cpu.gs_base
-        self._hv.load_root(vcpu.user_root)
+        self._hv.change_mode(vcpu)
 
     def bounce(
         self, vcpu: Vcpu, address: int, masks_events: bool, error_code: int | None = None, flags: int | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
-from tests.unit.cpu.bench import ALL, CODE, NX, OTHER_ROOT, ROOT, STACK_TOP, Bench
+from tests.unit.cpu.bench import ALL, CODE, FREE, NX, OTHER_ROOT, ROOT, STACK_TOP, Bench
 from xenolith.cpu.compiled import SWITCH
 from xenolith.cpu.registers import RIP, RSP
 from xenolith.cpu.replacements import COMPILED
@@ -100,6 +101,64 @@ def test_two_engines_do_not_know_of_each_other(bench: Bench) -> None:
     another.run("ffd1 ee", rcx=WHERE, rsp=STACK_TOP)
     bench.run("ffd1 ee", rcx=WHERE, rsp=STACK_TOP)
     assert (bench["rax"], another["rax"]) == (1, 2)
+
+
+@pytest.fixture
+def modes(bench: Bench) -> Bench:
+    """At OTHER_ROOT everything is mapped as at ROOT, but that OTHER_PAGE is at WHERE."""
+    tables = [OTHER_ROOT, *(FREE + (level << 12) for level in range(1, 4))]
+    words = bench.ram.words
+    for table, following in pairwise(tables):
+        words[table >> 3] = following | ALL
+    words[tables[-1] >> 3 : (tables[-1] >> 3) + 512] = words[4 << 9 : 5 << 9]
+    words[(tables[-1] >> 3) + (WHERE >> 12)] = OTHER_PAGE | 5
+    assert not bench.engine.change_mode(OTHER_ROOT, False)
+    bench.engine.load_root(OTHER_ROOT)
+    return bench
+
+
+def called(bench: Bench, root: int, kernel_mode: bool) -> int:
+    """What the function at WHERE returns in a mode."""
+    if not bench.engine.change_mode(root, kernel_mode):
+        bench.engine.load_root(root)
+    bench.run("ffd1 ee", rcx=WHERE, rsp=STACK_TOP)
+    return bench["rax"]
+
+
+def test_each_mode_has_its_own_code(modes: Bench) -> None:
+    for _ in range(3):
+        assert called(modes, ROOT, True) == 1
+        assert called(modes, OTHER_ROOT, False) == 2
+
+
+def test_a_mode_that_is_left_is_not_forgotten(modes: Bench) -> None:
+    """But for what has nothing to do with it: another root, another processor."""
+    assert called(modes, ROOT, True) == 1
+    modes.map(WHERE, OTHER_PAGE | 5)
+    assert called(modes, OTHER_ROOT, False) == 2
+    kept = modes.engine.still_has(OTHER_ROOT)
+    assert called(modes, ROOT, True) == (1 if kept else 2)
+    modes.engine.switch_to(modes.new_cpu())
+    modes.engine.load_root(OTHER_ROOT)
+    modes.engine.switch_to(modes.cpu)
+    modes.engine.load_root(ROOT)
+    assert called(modes, ROOT, True) == 2
+
+
+@pytest.mark.parametrize("forget", ["flush_page", "flush_all"])
+def test_what_is_forgotten_is_forgotten_of_both_modes(modes: Bench, forget: str) -> None:
+    assert called(modes, ROOT, True) == 1
+    assert called(modes, OTHER_ROOT, False) == 2
+    modes.map(WHERE, OTHER_PAGE | 5)
+    getattr(modes.engine, forget)(*((WHERE,) if forget == "flush_page" else ()))
+    assert called(modes, ROOT, True) == 2
+
+
+def test_code_is_rewritten_in_the_other_mode(modes: Bench) -> None:
+    assert called(modes, ROOT, True) == 1
+    assert called(modes, OTHER_ROOT, False) == 2
+    modes.run("c6430107 ee", rbx=ALIAS)  # mov byte [rbx+1], 7; out dx, al
+    assert called(modes, ROOT, True) == 7
 
 
 SHIFTS = {

@@ -109,6 +109,9 @@ class Engine:
     def load_root(self, maddr: int) -> None:
         self.calls.append(("root", maddr))
 
+    def change_mode(self, maddr: int, kernel_mode: bool) -> bool:
+        return False
+
     def still_has(self, maddr: int) -> bool:
         return False
 
