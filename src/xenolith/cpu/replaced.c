@@ -99,6 +99,7 @@ struct jump {
 struct engine {
     struct engine *next;
     struct cpu_state *state;
+    void *cpu;
     char *no_code;              /* the library's answer where no block is known */
     const size_t *invalidated;  /* how many blocks have become invalid */
     size_t seen_invalidated;
@@ -200,6 +201,7 @@ bool xenolith_take_engine(void *uc)
     if (!engine)
         return false;
     engine->state = at(cpu, CPU_STATE);
+    engine->cpu = cpu;
     engine->no_code = pointer_at(context, CONTEXT_EPILOGUE);
     engine->invalidated = at(context, CONTEXT_INVALIDATED);
     engine->next = engines;
@@ -286,11 +288,13 @@ void tb_flush_x86_64(void *cpu)
 /* -- a guest's two modes ------------------------------------------------------------------------------------------------ */
 
 /* All guests' code uses the library's TLB for CPL 3. While a guest is in one mode, the translations of its other mode are
- * in a TLB that is used at lower CPLs only, and so never; whatever flushes one flushes the other. As code at the same
- * address may be another one in the other mode, it gets a flag of its own, which means nothing at CPL 3. */
+ * in the TLB that the library has for SMAP, and so never uses; whatever flushes one flushes the other. A third one has what
+ * an instruction like IRET looks up by itself, and is emptied. As code at the same address may be another one in the other
+ * mode, it gets a flag of its own, which the library has not. */
 #define OTHER_TLB 0             /* MMU_KSMAP_IDX */
 #define GUEST_TLB 1             /* MMU_USER_IDX */
-#define KERNEL_MODE (1u << 23)  /* HF_SMAP_MASK */
+#define SYSTEM_TLB 2            /* MMU_KNOSMAP_IDX */
+#define KERNEL_MODE (1u << 30)
 
 /* Use the L4 table at `root`, of the guest's other mode, with its translations. False if there are none: then the caller
  * loads it. */
@@ -305,6 +309,8 @@ bool xenolith_change_mode(struct cpu_state *state, uint64_t root, bool kernel_mo
     engine->other_root = state->cr[3];
     if (!is_known)
         return false;
+    if (b->dirty & 1 << SYSTEM_TLB)
+        library.flush(engine->cpu, 1 << SYSTEM_TLB);
     struct tlb tlb = b->tlbs[GUEST_TLB];
     struct tlb_fast fast = b->fast[GUEST_TLB];
     b->tlbs[GUEST_TLB] = b->tlbs[OTHER_TLB];

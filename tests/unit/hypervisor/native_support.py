@@ -91,6 +91,8 @@ class UnicornExits:
     def restore(self, saved: tuple[bytes, ...]) -> None:
         engine = self.engine
         (engine._live[:],) = saved
+        engine._change_mode(engine._state, 1, True)  # so that it always remembers the same of the other mode
+        (engine._live[:],) = saved
         engine._stopping.value, engine._stepped_syscall, engine._failure = 0, False, None
 
     def outcome(self) -> tuple[Any, ...]:
