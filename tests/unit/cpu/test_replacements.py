@@ -161,6 +161,16 @@ def test_code_is_rewritten_in_the_other_mode(modes: Bench) -> None:
     assert called(modes, ROOT, True) == 7
 
 
+def test_iret_takes_its_frame_from_the_present_mode(modes: Bench) -> None:
+    """The frames of both modes lie at WHERE. Their code segments, which do not exist, are in the error codes."""
+    for page, selector in ((PAGE, 0x43), (OTHER_PAGE, 0x53)):
+        modes.ram.words[(page >> 3) + 1] = selector
+    for root, kernel_mode, error_code in ((ROOT, True, 0x40), (OTHER_ROOT, False, 0x50)) * 2:
+        if not modes.engine.change_mode(root, kernel_mode):
+            modes.engine.load_root(root)
+        assert [exit[:3] for exit in modes.run("48cf", rsp=WHERE)] == [("exception", 13, error_code)]
+
+
 SHIFTS = {
     ("71", 6): (16, lambda lane, by: lane << by), ("72", 6): (32, lambda lane, by: lane << by),
     ("73", 6): (64, lambda lane, by: lane << by), ("71", 2): (16, lambda lane, by: (lane & 0xFFFF) >> by),
