@@ -15,11 +15,13 @@ a page fault is a `Program`, which the hypervisor gives; before it and behind it
 from __future__ import annotations
 
 from ctypes import Structure, c_bool, c_uint32, c_uint64
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from xenolith.cpu.assembler import Assembled, Memory, assemble
 from xenolith.cpu.registers import AC, DF, FLAGS_ARITHMETIC, FLAGS_FIXED, IF, RF, TF
 from xenolith.cpu.shortcuts import Program
+
+if TYPE_CHECKING:
+    from xenolith.cpu.assembler import Assembled
 
 SYSCALL: Final = 0
 STOPPED: Final = 4
@@ -157,6 +159,8 @@ stopped:
 
 def code(program: Program, address: int, machine: int) -> Assembled:
     """The code at `address`, for a machine whose memory the processor sees at address `machine`."""
+    from xenolith.cpu.assembler import Memory, assemble  # slow to import, and only for KVM
+
     memory = {name: Memory("rsp", *_place(name)) for name, *_ in Words._fields_}
     memory |= {name: Memory("rsp", MEMORY - FRAME + at, size) for name, (at, size) in program.processor.items()}
     memory |= {name: Memory("rip", machine + at, size) for name, (at, size) in program.machine.items()}
@@ -171,6 +175,8 @@ def _place(word: str) -> tuple[int, int]:
 
 def stub(area: int, arrive: int) -> bytes:
     """What stands at `STUB` of the area at address `area`: SYSCALL changes no stack, so nothing else knows the area."""
+    from xenolith.cpu.assembler import Memory, assemble  # slow to import
+
     text = "mov saved_rsp, rsp \n lea rsp, frame \n jmp arrive"
     memory = {
         "saved_rsp": Memory("rip", area + FRAME + _place("saved_rsp")[0], 8),
