@@ -5,6 +5,18 @@
 \name:
         .endm
 
+        .macro  hit_breakpoints                 # rdi times; on to 2 if one was not noticed
+        mov     %rdi, %rbx
+        xor     %ebp, %ebp
+1:      mov     %rbp, %r8
+        int3
+        inc     %r8
+        cmp     %r8, %rbp
+        jne     2f
+        dec     %rbx
+        jnz     1b
+        .endm
+
         .text
         routine nothing
         mov     $42, %eax
@@ -320,15 +332,7 @@
         routine broken                          # the same in the kernel
         push    %rbx
         push    %rbp
-        mov     %rdi, %rbx
-        xor     %ebp, %ebp
-1:      mov     %rbp, %r8
-        int3
-        inc     %r8
-        cmp     %r8, %rbp
-        jne     2f
-        dec     %rbx
-        jnz     1b
+        hit_breakpoints
         pop     %rbp
         pop     %rbx
         ret
@@ -429,15 +433,7 @@
         mov     $1, %eax
         syscall
         routine user_broken                     # (rounds): breakpoints, all of which are noticed
-        mov     %rdi, %rbx
-        xor     %ebp, %ebp
-1:      mov     %rbp, %r8
-        int3
-        inc     %r8
-        cmp     %r8, %rbp
-        jne     2f
-        dec     %rbx
-        jnz     1b
+        hit_breakpoints
         mov     $1, %eax
         syscall
 2:      ud2
