@@ -42,6 +42,20 @@ def arguments(alias: str, role: str) -> list[str]:
     return ["boot", "--kernel", alias] if role == CONTROL else ["run", alias]
 
 
+def booted(kernel: str, alias: str, role: str) -> Ended:
+    """One boot, or of debian-rt another one where it ran into a mistake of its own.
+
+    In exec it makes a new page table its task's before it has the hypervisor pin it, with interrupts on. A real-time
+    kernel may be preempted right there, mostly by rcuc, and then loads what is not pinned, which Xen refuses: a warning
+    in multicalls.c. Some two boots of a hundred show that.
+    """
+    for _ in range(_BOOTS):
+        ended = run(*arguments(kernel, role), "--exec", SCRIPT)
+        if alias != "debian-rt" or not _PREEMPTED_IN_EXEC.search(ended.output):
+            break
+    return ended
+
+
 def reached(ended: Ended) -> str:
     """The last of the places that a Linux passes."""
     places = (
@@ -54,6 +68,8 @@ def reached(ended: Ended) -> str:
     return passed[-1] if passed else "nothing"
 
 
+_BOOTS: Final = 3
+_PREEMPTED_IN_EXEC: Final = re.compile(r"arch/x86/xen/multicalls\.c:\d+ xen_mc_flush")
 _NO_DOM0: Final = ("debian-cloud", "debian-bullseye-cloud")
 """Kernels that say in their notes that they can be dom0, and are built without CONFIG_XEN_DOM0."""
 
@@ -64,7 +80,7 @@ _NO_DOM0: Final = ("debian-cloud", "debian-bullseye-cloud")
 )
 def test_a_debian_kernel(alias: str, role: str, kernel: Kernel, record: Record) -> None:
     """It boots, knows what it is, keeps time, computes, complains of nothing and powers off."""
-    ended = run(*arguments(kernel(alias), role), "--exec", SCRIPT)
+    ended = booted(kernel(alias), alias, role)
     found = sections(ended)
     record(_row(alias, role, ended, found))
     assert ended.status == 0, ended.log
