@@ -24,8 +24,8 @@ _HEAD: Final = """\
 This page is written by the boot tests (`make guests`): each row is what a test started, and how far it came then.
 `xenolith pull NAME` brings those that have a name of the registry.
 
-debian-rt now and then warns of `xen_mc_flush` in multicalls.c, as it may be preempted between giving a task its page table
-and pinning it; the hypervisor refuses what is not pinned, as Xen's rules say.
+debian-rt now and then warns of `xen_mc_flush` in multicalls.c, as it may be preempted between giving a task its page
+table and pinning it; the hypervisor refuses what is not pinned, as Xen's rules say.
 
 | Guest | Version | Started as | It came to | What was checked there |
 |---|---|---|---|---|
