@@ -26,12 +26,14 @@ from typing import Final
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu import native
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, Cpu, ExitHandler, gaps
-from xenolith.cpu.kvm_cpu import CR2, CR3, SOFTWARE_EXCEPTIONS, KvmCpu
+from xenolith.cpu.kvm_cpu import CR2, CR3, KvmCpu
 from xenolith.cpu.kvm_entry import (
     COMPAT_SYSCALL,
     DONE,
     ENTRY_WIDTH,
     LIST_ENTRIES,
+    SOFTWARE_EXCEPTIONS,
+    SOFTWARE_VECTORS,
     STOPPED,
     SYSCALL,
     SYSENTER,
@@ -90,7 +92,6 @@ _EFER: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
 _SYSCALL_CLEARS: Final = TF | IF | DF | NT | 0x40000
 _RING0_FLAGS: Final = 2
 _WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
-_SOFTWARE_VECTORS: Final = frozenset((*SOFTWARE_EXCEPTIONS, *range(32, 256)))
 _INVALID_OPCODE: Final = 6
 _GENERAL_PROTECTION: Final = 13
 _PAGE_FAULT: Final = 14
@@ -558,7 +559,7 @@ class KvmEngine:
         """Tell the handler of an exception."""
         if vector in SOFTWARE_EXCEPTIONS:
             cpu.forget_event()
-        software = vector in _SOFTWARE_VECTORS
+        software = vector in SOFTWARE_VECTORS
         if vector == _GENERAL_PROTECTION and error_code & 3 == _FROM_TABLE and error_code >> 3 < 256:
             vector, error_code, software = error_code >> 3, 0, True
             cpu.regs[RIP] += 2

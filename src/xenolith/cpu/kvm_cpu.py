@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenolith.cpu import kvm_abi as abi
 from xenolith.cpu.engine import RING0_CODE_SELECTOR, RING0_STACK_SELECTOR
-from xenolith.cpu.kvm_entry import Area
+from xenolith.cpu.kvm_entry import SOFTWARE_EXCEPTIONS, Area
 from xenolith.cpu.kvm_loop import CODE_AT, SEGMENT_BYTES, STACK_AT, KvmState
 from xenolith.cpu.kvm_thread import RunThread
 from xenolith.cpu.registers import CR0_TS, CS, DR6_FIXED, DR7_FIXED, ES, FLAGS_FIXED, FS, GS, IF, REGISTER_WORDS, SS
@@ -29,8 +29,6 @@ CR3: Final = (abi.RUN_SREGS + abi.SREGS_CR3) // 8
 _REGS_WORD: Final = abi.RUN_REGS // 8
 _DIRTY_WORD: Final = abi.RUN_DIRTY_REGS // 8
 _GDT_BASE: Final = (abi.RUN_SREGS + abi.SREGS_GDT) // 8
-SOFTWARE_EXCEPTIONS: Final = (3, 4)
-"""#BP and #OF."""
 _BREAKPOINTS: Final = 0xFF
 """Of DR7: which ones are active."""
 _ALL_REGS: Final = abi.SYNC_REGS | abi.SYNC_SREGS

@@ -35,7 +35,10 @@ _DIRECT_SLOT: Final = 262
 _DIRECT_START: Final = _START + (1 << 39)
 _GATE: Final = 0x8E
 _GATE_FOR_ALL: Final = 0xEE
-_SOFTWARE_VECTORS: Final = frozenset((3, 4, *range(32, 256)))
+SOFTWARE_EXCEPTIONS: Final = (3, 4)
+"""#BP and #OF."""
+SOFTWARE_VECTORS: Final = frozenset((*SOFTWARE_EXCEPTIONS, *range(32, 256)))
+"""What INT3, INTO and INT n raise."""
 _STUB_BYTES: Final = 8
 _NO_IO_BITMAP: Final = 0xFFFF
 _AREA_PAGES: Final = ring0.AREA_BYTES // _PAGE
@@ -112,7 +115,7 @@ class EntryPages:
         self.replay = _START + at
 
     def _set_gate(self, vector: int, target: int) -> None:
-        kind = _GATE_FOR_ALL if vector in _SOFTWARE_VECTORS else _GATE
+        kind = _GATE_FOR_ALL if vector in SOFTWARE_VECTORS else _GATE
         gate = struct.pack(
             "<HHBBHII", target & 0xFFFF, RING0_CODE_SELECTOR, 0, kind, target >> 16 & 0xFFFF, target >> 32, 0
         )

@@ -286,7 +286,7 @@ def _outs(size: int, hv: Hypervisor, vcpu: Vcpu, instruction: Instruction) -> in
 def _first_bad(hv: Hypervisor, vcpu: Vcpu, vaddr: int, needed: int) -> int:
     """The first byte of an access at `vaddr`, at most a page long, that cannot be accessed."""
     try:
-        hv.memory.walk(hv.memory.root_of(vcpu), vaddr, needed)
+        hv.memory.walk(vcpu.root, vaddr, needed)
     except XenError:
         return vaddr
     return (vaddr | 0xFFF) + 1 & MASK64

@@ -62,13 +62,9 @@ class GuestMemory:
             table = entry & _ADDRESS
         return table | (vaddr >> 12 & 511) << 3
 
-    def root_of(self, vcpu: Vcpu) -> int:
-        """The page tables that are active on `vcpu`."""
-        return vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root
-
     def read(self, vcpu: Vcpu, vaddr: int, size: int) -> bytes:
         """Copy `size` bytes in. Raises XenError(EFAULT)."""
-        root = self.root_of(vcpu)
+        root = vcpu.root
         offset = vaddr & 0xFFF
         if offset + size <= 4096:
             maddr = self.walk(root, vaddr)
@@ -87,19 +83,19 @@ class GuestMemory:
     def read_u64(self, vcpu: Vcpu, vaddr: int) -> int:
         if vaddr & 7:
             return int.from_bytes(self.read(vcpu, vaddr, 8), "little")
-        return self._words[self.walk(self.root_of(vcpu), vaddr) >> 3]
+        return self._words[self.walk(vcpu.root, vaddr) >> 3]
 
     def read_words(self, vcpu: Vcpu, vaddr: int, count: int) -> list[int]:
         """Copy `count` words of 64 bits in. Raises XenError(EFAULT)."""
         if vaddr & 7 or (vaddr & 0xFFF) + 8 * count > 4096:
             return memoryview(self.read(vcpu, vaddr, 8 * count)).cast("Q").tolist()
-        at = self.walk(vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root, vaddr) >> 3
+        at = self.walk(vcpu.root, vaddr) >> 3
         words: list[int] = self._words[at : at + count].tolist()
         return words
 
     def write(self, vcpu: Vcpu, vaddr: int, data: bytes) -> None:
         """Copy out. Raises XenError(EFAULT); pages before the bad one have been written, as with Xen's copies."""
-        self._write(self.root_of(vcpu), vaddr, data)
+        self._write(vcpu.root, vaddr, data)
 
     def write_kernel(self, vcpu: Vcpu, vaddr: int, data: bytes) -> None:
         """Copy out under the kernel's page tables, in whichever mode the vCPU is. Raises XenError(EFAULT)."""
@@ -118,7 +114,7 @@ class GuestMemory:
         if vaddr & 7:
             self.write(vcpu, vaddr, value.to_bytes(8, "little"))
             return
-        maddr = self.walk(self.root_of(vcpu), vaddr, _PRESENT_RW)
+        maddr = self.walk(vcpu.root, vaddr, _PRESENT_RW)
         self._words[maddr >> 3] = value
         if self._frames.flags[maddr >> 12] & FLAG_EXECUTABLE:
             self._frames.invalidate_code(maddr, 8)

@@ -301,9 +301,8 @@ class Hypervisor:
 
     def change_mode(self, vcpu: Vcpu) -> None:
         """The current vCPU is in its other mode now, whose page tables its processor uses."""
-        root = vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root
-        if not self.engine.change_mode(root, vcpu.kernel_mode):
-            self.load_root(root)
+        if not self.engine.change_mode(vcpu.root, vcpu.kernel_mode):
+            self.load_root(vcpu.root)
 
     def flush_all(self) -> None:
         self.frames.flushed()
@@ -545,9 +544,8 @@ class Hypervisor:
 
     def _enter(self, vcpu: Vcpu) -> None:
         self._make_current(vcpu)
-        root = vcpu.kernel_root if vcpu.kernel_mode else vcpu.user_root
-        if not self.engine.still_has(root):
-            self.load_root(root)
+        if not self.engine.still_has(vcpu.root):
+            self.load_root(vcpu.root)
         self.timekeeping.update_vcpu_time(vcpu)
         self.scheduler.enter(vcpu)
         self.timekeeping.publish_runstate(vcpu)

@@ -120,5 +120,10 @@ class Vcpu(VcpuState):
         self.shown_iopl = self.iopl << IOPL_SHIFT if sees_it else 0
 
     @property
+    def root(self) -> int:
+        """The machine address of the L4 table of the mode that it is in."""
+        return self.kernel_root if self.kernel_mode else self.user_root
+
+    @property
     def runnable(self) -> bool:
         return not (self.down or self.blocked or self.pause_count or self.domain.pause_count or self.domain.is_dying)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tests.unit.hypervisor.support import Guest
@@ -10,15 +11,20 @@ from xenolith.abi.hypercalls import HYPERVISOR_domctl
 from xenolith.hypervisor.hypercalls.table import Continuation
 
 
-def run(caller: Guest, command: int, domid: int, **fields: Any) -> tuple[int, Any]:
-    """The result of a domctl, and the whole structure afterwards; `member__field` sets a field of the union."""
-    op = XenDomctl(cmd=command, interface_version=XEN_DOMCTL_INTERFACE_VERSION, domain=domid)
+def set_fields(structure: Any, fields: Mapping[str, Any]) -> None:
+    """Set fields by name; `member__field` is a field of a member."""
     for name, value in fields.items():
-        where: Any = op.u
+        where = structure
         *path, last = name.split("__")
         for part in path:
             where = getattr(where, part)
         setattr(where, last, value)
+
+
+def run(caller: Guest, command: int, domid: int, **fields: Any) -> tuple[int, Any]:
+    """The result of a domctl, and the whole structure afterwards; `member__field` sets a field of the union."""
+    op = XenDomctl(cmd=command, interface_version=XEN_DOMCTL_INTERFACE_VERSION, domain=domid)
+    set_fields(op.u, fields)
     vaddr = caller.put(caller.va(0), op)
     while True:
         try:

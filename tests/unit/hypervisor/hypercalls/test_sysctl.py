@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.hypervisor.hypercalls.domctl import set_fields
 from tests.unit.hypervisor.support import Bench, Guest
 from xenolith.abi import sysctl as abi
 from xenolith.abi.domctl import XEN_SCHEDULER_CREDIT2, XenDomctlGetdomaininfo
@@ -40,12 +41,7 @@ def control(hv: Bench) -> Guest:
 def run(caller: Guest, command: int, **fields: Any) -> tuple[int, Any]:
     """The result, and the union afterwards; `member__field` sets a field of it."""
     op = XenSysctl(cmd=command, interface_version=abi.XEN_SYSCTL_INTERFACE_VERSION)
-    for name, value in fields.items():
-        where: Any = op.u
-        *path, last = name.split("__")
-        for part in path:
-            where = getattr(where, part)
-        setattr(where, last, value)
+    set_fields(op.u, fields)
     vaddr = caller.put(caller.va(0), op)
     result = caller.call(HYPERVISOR_sysctl, vaddr)
     return result, XenSysctl.from_bytes(caller.hv.memory.read(caller.vcpu, vaddr, XenSysctl.sizeof())).u
